@@ -1,0 +1,22 @@
+"""Fixtures every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data sets and tiny real models; skips where there is none."""
+    folder = Path(os.environ.get("EDGEFT_SHARED", REPO_ROOT.parent / "shared")).resolve()
+    if not (folder / "data").is_dir():
+        pytest.skip("no $EDGEFT_SHARED folder here")
+    return folder
