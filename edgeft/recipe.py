@@ -1,0 +1,331 @@
+"""The recipe: everything a run is made of, as sections with one home for each default.
+
+Names are the upstream ones (peft `LoraConfig`, transformers `TrainingArguments`, llama.cpp `ftype`/`n_ctx`)
+wherever one exists. `recipe_reader.read_recipe` makes a Recipe from a YAML file and knows the line numbers.
+Paths in a recipe are relative to its file, and `${VAR}` or `${VAR:-default}` in them is expanded.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from edgeft.errors import RecipeError
+
+NANO = "edgeft/nano"
+
+Ftype = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
+    "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+]  # fmt: skip
+TaskMetric = Literal["exact_match", "json_valid", "json_field_f1", "label_accuracy"]
+
+GATE_METRICS = (
+    "exact_match", "json_valid", "json_field_f1", "label_accuracy",
+    "exact_match_drop", "json_valid_drop", "json_field_f1_drop", "label_accuracy_drop",
+    "kl_mean", "kl_p99", "top1_agreement", "greedy_prefix",
+    "load_ms", "ttft_ms_p50", "ttft_ms_p95", "itl_ms_p50", "itl_ms_p95",
+    "prompt_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes", "size_bytes",
+)  # fmt: skip
+BUDGET = re.compile(r"(>=|<=|>|<)\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*[A-Za-z%/]*")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, types are not guessed, values do not change."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Model(Section):
+    """The model to start from."""
+
+    base: str = NANO
+    """`edgeft/nano` (embedded in the package) or a local Hugging Face model folder."""
+    chat_template: str | None = None
+    """null: the tokenizer's own; `chatml`; `plain`; or the path of a Jinja file."""
+
+
+class Prepare(Section):
+    """A script that makes the data files."""
+
+    script: str
+    """A Python file, run as `python script.py --out FOLDER`; the three files are then in FOLDER."""
+    inputs: list[str] = []
+    """Files or folders the script reads: when one changes, the data is made again."""
+
+
+class Data(Section):
+    """The examples, as chat JSONL: one `{"messages": [...]}` a line, the assistant's answer last."""
+
+    train: str
+    """File of the examples to learn from."""
+    validation: str
+    """File of the examples watched during training."""
+    test: str
+    """File of the held-out examples the verdict is about."""
+    prepare: Prepare | None = None
+    """Makes the three files first; they are then names inside its output folder."""
+    max_length: int = Field(512, ge=8)
+    """Longest example, in tokens."""
+    on_too_long: Literal["drop", "truncate", "error"] = "drop"
+    """What to do with an example longer than `max_length`; what was done is counted in the report."""
+
+
+class Lora(Section):
+    """Low-rank adapters (peft `LoraConfig`)."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    lora_alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by lora_alpha / r (by lora_alpha / sqrt(r) with rslora)."""
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the adapter's inputs set to zero in training."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """`all-linear` (every linear layer but the head), or names of modules."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+
+
+class Train(Section):
+    """Fine-tuning on the assistant's turns (names of transformers `TrainingArguments` where one exists)."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """`lora`, `qlora` (base held in 4 bits) or `full` (every weight)."""
+    lora: Lora = Lora()
+    """The adapter; read by `lora` and `qlora`."""
+    learning_rate: float = Field(2e-4, gt=0.0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = Field(0.03, ge=0.0)
+    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = Field(1.0, ge=0.0)
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    num_train_epochs: float = Field(3, gt=0.0)
+    """Passes over the training examples."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one optimizer step."""
+    torch_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the weights are held and multiplied in."""
+    save_steps: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between evaluations on the validation set; null: at the end of each epoch."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; null: torch's default."""
+    resume_from_checkpoint: bool = True
+    """Go on from the last checkpoint of an interrupted run."""
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = Field(1e-8, gt=0.0)
+    """AdamW's epsilon."""
+
+
+class Pretrain(Section):
+    """Training a base model from nothing."""
+
+
+class Merge(Section):
+    """The adapter folded into the base."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the merged weights on disk."""
+
+
+class Gguf(Section):
+    """One GGUF file."""
+
+    ftype: Ftype
+    """llama.cpp's name of the quantization."""
+
+
+def _default_gguf() -> list[Gguf]:
+    return [Gguf(ftype="F16"), Gguf(ftype="Q8_0"), Gguf(ftype="Q4_K_M")]
+
+
+class Export(Section):
+    """The files to make."""
+
+    gguf: list[Gguf] = Field(default_factory=_default_gguf, min_length=1)
+    """GGUF files for llama.cpp, in the order they are made."""
+    ship: Ftype | None = None
+    """The file that is benchmarked and judged; null: the last of the list."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ftypes = [entry.ftype for entry in self.gguf]
+        if len(set(ftypes)) < len(ftypes):
+            raise ValueError("gguf lists an ftype twice")
+        if self.ship is not None and self.ship not in ftypes:
+            raise ValueError(f"ship: {self.ship} is not among the files of gguf ({', '.join(ftypes)})")
+        return self
+
+    @property
+    def shipped(self) -> str:
+        """The ftype of the file that ships."""
+        return self.ship or self.gguf[-1].ftype
+
+
+class Limits(Section):
+    """How far a form of the model may be from the one before it."""
+
+    top1: float = Field(ge=0.0, le=1.0)
+    """Smallest share of positions with the same most likely token."""
+    kl_mean: float = Field(ge=0.0)
+    """Largest mean KL divergence from the reference, in nats per token."""
+
+
+class Tolerance(Section):
+    """Limits by kind of file."""
+
+    f16: Limits = Limits(top1=0.99, kl_mean=1e-3)
+    """F32, F16 and BF16 files."""
+    q8_0: Limits = Limits(top1=0.98, kl_mean=5e-3)
+    """Q8_0 files."""
+    q4: Limits = Limits(top1=0.85, kl_mean=0.1)
+    """Every smaller quantization."""
+
+
+class Parity(Section):
+    """The same prompts through every form of the model."""
+
+    prompts: int = Field(32, ge=1)
+    """Examples of the test set that are compared."""
+    n_gen: int = Field(32, ge=1)
+    """Tokens generated greedily to measure the common prefix."""
+    tolerance: Tolerance = Tolerance()
+    """When a form counts as moved."""
+
+
+class Latency(Section):
+    """How speed is measured."""
+
+    prompts: int = Field(8, ge=1)
+    """Prompts of the test set."""
+    n_gen: int = Field(64, ge=2)
+    """Tokens generated after each prompt."""
+    repetitions: int = Field(5, ge=1)
+    """Times each prompt is measured."""
+    warmup: int = Field(1, ge=0)
+    """Runs before the clock starts."""
+
+
+class Bench(Section):
+    """Accuracy and speed of the file that ships, in its real runtime."""
+
+    metrics: list[TaskMetric] = Field(default=["exact_match"], min_length=1)
+    """What is scored on the test set."""
+    limit: int | None = Field(None, ge=1)
+    """Examples of the test set; null: all."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest answer, in tokens."""
+    n_ctx: int = Field(1024, ge=8)
+    """Context window of the runtime, in tokens."""
+    n_threads: int | None = Field(None, ge=1)
+    """CPU threads of the runtime; null: its own choice."""
+    latency: Latency = Latency()
+    """How speed is measured."""
+    few_shot: int = Field(3, ge=0)
+    """Training examples shown to the base model in the few-shot baseline; 0 leaves it out."""
+    baseline_limit: int = Field(100, ge=1)
+    """Examples of the test set for the base model's baselines."""
+
+
+def _absent() -> Any:
+    """None under a type that is not optional: `Recipe._complete` lets only pre-training recipes keep it."""
+    return None
+
+
+class Recipe(Section):
+    """A whole run, from data files to a verdict."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name of the run and of the files it makes: lower-case letters, digits, `.`, `_` and `-`."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of everything random."""
+    model: Model = Model()
+    """The model to start from."""
+    data: Data = Field(default_factory=_absent)
+    """The examples; every recipe but a pre-training one has them."""
+    train: Train = Field(default_factory=_absent)
+    """Fine-tuning; a recipe has either this or `pretrain`."""
+    pretrain: Pretrain | None = None
+    """Training a base model from nothing."""
+    merge: Merge = Merge()
+    """The adapter folded into the base."""
+    export: Export = Export()
+    """The files to make."""
+    parity: Parity = Parity()
+    """The same prompts through every form of the model."""
+    bench: Bench = Bench()
+    """Accuracy and speed of the file that ships."""
+    gate: dict[str, str] = {}
+    """Budgets: a metric and `<op> number[unit]`, e.g. `exact_match: ">= 0.90"`, `size_bytes: "<= 8MB"`."""
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("gate")
+    @classmethod
+    def _budgets(cls, gate: dict[str, str]) -> dict[str, str]:
+        problems = []
+        for metric, budget in gate.items():
+            if metric not in GATE_METRICS:
+                problems.append(f"unknown metric {metric}; known: {', '.join(GATE_METRICS)}")
+            if not BUDGET.fullmatch(budget.strip()):
+                problems.append(f'{metric}: {budget!r} is not a budget like ">= 0.90" or "<= 8MB"')
+        if problems:
+            raise ValueError("; ".join(problems))
+        return gate
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.pretrain is None and self.train is None:
+            raise ValueError("a recipe needs a section `train` (or `pretrain`)")
+        if self.pretrain is not None and self.train is not None:
+            raise ValueError("`train` and `pretrain` cannot both be in one recipe")
+        if self.pretrain is None and self.data is None:
+            raise ValueError("a recipe with `train` needs a section `data`")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the recipe file; relative paths start here."""
+        return self._folder
+
+    def resolve(self, path: str) -> Path:
+        """`path` as the recipe means it: variables expanded, absolute. Raises RecipeError on an unset one."""
+        return (self._folder / expand_variables(path)).absolute()
+
+    def section(self, name: str) -> Any:
+        """The section (or value) called `name` as plain JSON data, defaults included."""
+        return self.model_dump(mode="json", include={name})[name]
+
+    @classmethod
+    def build(cls, content: dict[str, Any], folder: Path) -> "Recipe":
+        """A recipe from plain data, with relative paths starting at `folder`. Raises pydantic's error."""
+        recipe = cls.model_validate(content)
+        recipe._folder = folder.absolute()
+        return recipe
+
+
+def expand_variables(text: str) -> str:
+    """Replace `${VAR}` and `${VAR:-default}` by the environment. Raises RecipeError on an unset variable."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if os.environ.get(name):
+            return os.environ[name]
+        if default is None:
+            raise RecipeError(f"{text}: the environment variable {name} is not set; export {name}=...")
+        return default
+
+    return VARIABLE.sub(value, text)
