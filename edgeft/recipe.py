@@ -5,12 +5,13 @@ wherever one exists. `recipe_reader.read_recipe` makes a Recipe from a YAML file
 Paths in a recipe are relative to its file, and `${VAR}` or `${VAR:-default}` in them is expanded.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from edgeft.errors import RecipeError
 
@@ -240,6 +241,29 @@ class Bench(Section):
     """Examples of the test set for the base model's baselines."""
 
 
+def section_problems(given: set[str]) -> list[str]:
+    """What is wrong with a recipe that has these sections."""
+    if "pretrain" in given:
+        return ["`train` and `pretrain` cannot both be in one recipe"] if "train" in given else []
+    if "train" not in given:
+        return ["the section `train` (or `pretrain`) is missing"]
+    return [] if "data" in given else ["the section `data` is missing: the examples to train on"]
+
+
+def _known_metric(name: str) -> str:
+    if name not in GATE_METRICS:
+        close = difflib.get_close_matches(name, GATE_METRICS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown metric{hint}; known metrics: {', '.join(GATE_METRICS)}")
+    return name
+
+
+def _budget(text: str) -> str:
+    if not BUDGET.fullmatch(text.strip()):
+        raise ValueError(f'{text!r} is not a budget like ">= 0.90" or "<= 8MB"')
+    return text
+
+
 def _absent() -> Any:
     """None under a type that is not optional: `Recipe._complete` lets only pre-training recipes keep it."""
     return None
@@ -268,32 +292,16 @@ class Recipe(Section):
     """The same prompts through every form of the model."""
     bench: Bench = Bench()
     """Accuracy and speed of the file that ships."""
-    gate: dict[str, str] = {}
+    gate: dict[Annotated[str, AfterValidator(_known_metric)], Annotated[str, AfterValidator(_budget)]] = {}
     """Budgets: a metric and `<op> number[unit]`, e.g. `exact_match: ">= 0.90"`, `size_bytes: "<= 8MB"`."""
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
-    @field_validator("gate")
-    @classmethod
-    def _budgets(cls, gate: dict[str, str]) -> dict[str, str]:
-        problems = []
-        for metric, budget in gate.items():
-            if metric not in GATE_METRICS:
-                problems.append(f"unknown metric {metric}; known: {', '.join(GATE_METRICS)}")
-            if not BUDGET.fullmatch(budget.strip()):
-                problems.append(f'{metric}: {budget!r} is not a budget like ">= 0.90" or "<= 8MB"')
-        if problems:
-            raise ValueError("; ".join(problems))
-        return gate
-
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.pretrain is None and self.train is None:
-            raise ValueError("a recipe needs a section `train` (or `pretrain`)")
-        if self.pretrain is not None and self.train is not None:
-            raise ValueError("`train` and `pretrain` cannot both be in one recipe")
-        if self.pretrain is None and self.data is None:
-            raise ValueError("a recipe with `train` needs a section `data`")
+        given = {name for name in ("data", "train", "pretrain") if getattr(self, name) is not None}
+        for problem in section_problems(given):
+            raise ValueError(problem)
         return self
 
     @property
