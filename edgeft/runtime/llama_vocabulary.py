@@ -1,0 +1,203 @@
+"""The vocabulary of a GGUF file in llama.cpp: tokenizer, chat template and metadata, without the weights."""
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import llama_cpp
+
+from edgeft.errors import ModelError, RuntimeFault
+from edgeft.runtime.model import Message
+from edgeft.runtime.template import ChatTemplate
+
+WARN, ERROR = 2, 3
+TEMPLATE_KEY = "tokenizer.chat_template"
+TEMPLATE_TOKENS = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "sep": "seperator",
+    "mask": "mask",
+}
+"""Special tokens a template may name: transformers' word for each, and the GGUF key's (spelled as there)."""
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's warnings and errors while the block lasts; afterwards it is silent."""
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback
+    def collect(level: int, text: bytes, _: Any) -> None:
+        if level in (WARN, ERROR):
+            lines.append(text.decode(errors="replace").strip())
+
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+
+
+@llama_cpp.llama_log_callback
+def _silent(level: int, text: bytes, _: Any) -> None:
+    pass
+
+
+class LlamaVocabulary:
+    """The tokenizer, chat template and metadata of a GGUF file; no weights are loaded."""
+
+    def __init__(self, path: Path, *, vocab_only: bool = True, n_gpu_layers: int = 0) -> None:
+        """Raises RuntimeFault when llama.cpp refuses the file."""
+        self.path = path
+        self._model = _open(path, vocab_only, n_gpu_layers)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.metadata = _metadata(self._model)
+        self.eos_ids = frozenset(
+            token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
+        )
+        self._template: ChatTemplate | None = None
+        self._alphabet = self._closed_alphabet()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `Model.render`."""
+        if self._template is None:
+            source = self.metadata.get(TEMPLATE_KEY)
+            if not source:
+                raise ModelError(f"{self.path}: the file has no chat template; it cannot answer messages")
+            self._template = ChatTemplate(source, self._template_variables())
+        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """See `Model.tokenize`. With `add_special` the BOS and EOS the file asks for are added.
+
+        Raises RuntimeFault for a character that the vocabulary has no way to write.
+        """
+        self._check_open()
+        self._check_alphabet(text)
+        encoded = text.encode(errors="surrogatepass")
+        size = len(encoded) + 8
+        while True:
+            ids = (llama_cpp.llama_token * size)()
+            n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, size, add_special, True)
+            if n >= 0:
+                return list(ids[:n])
+            size = -n
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """See `Model.detokenize`."""
+        self._check_open()
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        size = 16 * len(ids) + 16
+        while True:
+            text = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_detokenize(self._vocab, tokens, len(ids), text, size, False, False)
+            if n >= 0:
+                return text.raw[:n].decode(errors="replace")
+            size = -n
+
+    def token_text(self, token: int) -> str:
+        """The text of one entry of the vocabulary as the file spells it."""
+        text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return text.decode(errors="replace")
+
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is a special token that no ordinary text contains."""
+        return bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
+
+    def special_id(self, name: str) -> int | None:
+        """The id the file names for `bos`, `eos`, `eot`, `padding`, …, or None."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if value is None else int(value)
+
+    def close(self) -> None:
+        """Free the memory; closing twice does no harm."""
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise RuntimeFault(f"{self.path}: this model was closed")
+
+    def _template_variables(self) -> dict[str, str]:
+        ids = {ours: self.special_id(theirs) for ours, theirs in TEMPLATE_TOKENS.items()}
+        return {f"{name}_token": self.token_text(token) for name, token in ids.items() if token is not None}
+
+    def _closed_alphabet(self) -> frozenset[str] | None:
+        """The characters a sentencepiece vocabulary without byte tokens can write; None for every other kind.
+
+        llama.cpp ends the process when such a vocabulary meets any other character.
+        """
+        if llama_cpp.llama_vocab_type(self._vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+            return None
+        pieces = {self.token_text(token) for token in range(self.n_vocab)}
+        if "<0x0A>" in pieces:
+            return None
+        return frozenset("".join(piece.replace("▁", " ") for piece in pieces))
+
+    def _check_alphabet(self, text: str) -> None:
+        if self._alphabet is not None and not self._alphabet.issuperset(text):
+            unknown = next(character for character in text if character not in self._alphabet)
+            raise RuntimeFault(
+                f"{self.path}: the vocabulary has no token for {unknown!r} and no byte tokens to spell it; "
+                "leave that character out"
+            )
+
+
+def _open(path: Path, vocab_only: bool, n_gpu_layers: int) -> Any:
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = n_gpu_layers
+    with captured_log() as lines:
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise RuntimeFault(f"{path}: llama.cpp refused the file: {reason(lines)}")
+    return model
+
+
+def reason(lines: list[str]) -> str:
+    """The most telling line of llama.cpp's complaints: the first, which is the cause of the others."""
+    return next((line for line in lines if line), "it gave no reason")
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    count = llama_cpp.llama_model_meta_count(model)
+    return {
+        _text(llama_cpp.llama_model_meta_key_by_index, model, i): _text(
+            llama_cpp.llama_model_meta_val_str_by_index, model, i
+        )
+        for i in range(count)
+    }
+
+
+def _text(read: Any, model: Any, index: int) -> str:
+    """A string llama.cpp copies into a buffer; it answers with the whole length."""
+    size = 1 << 12
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = read(model, index, buffer, size)
+        if length < size:
+            return buffer.value.decode(errors="replace")
+        size = length + 1
