@@ -1,0 +1,61 @@
+"""Test examples: chat JSONL as the device sees it, without the checks of `edgeft.data`."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test example: the conversation up to the answer, the answer, and the tools offered (if any)."""
+
+    prompt: tuple[dict[str, Any], ...]
+    answer: str
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read chat JSONL, one example a line; blank lines do not count.
+
+    A line is `{"messages": [..., {"role": "assistant", "content": TEXT}], "tools": [...] or absent}`. Raises
+    DataError, with the line number, for a line that is not such an object, and for a file without examples.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; convert it first") from None
+    examples = [_example(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not examples:
+        raise DataError(f"{path}: no examples; give a file with at least one line of chat JSON")
+    return examples
+
+
+def take(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` examples (None: all), drawn by `seed` without replacement, in their order."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
+def _example(line: str, where: str) -> Example:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    messages = content.get("messages") if isinstance(content, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
+        raise DataError(f'{where}: needs "messages", a list of objects with "role" and "content"')
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        raise DataError(f"{where}: the last message must be the assistant's answer, a text")
+    if len(messages) < 2:
+        raise DataError(f"{where}: nothing comes before the assistant's answer")
+    tools = content.get("tools")
+    return Example(tuple(messages[:-1]), last["content"], tuple(tools) if tools else None)

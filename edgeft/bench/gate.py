@@ -1,0 +1,182 @@
+"""Budgets: what a measured file has to reach before it may ship.
+
+A budget is `"<op> number[unit]"`, for example `">= 0.90"`, `">= 90%"`, `"<= 120ms"`, `"<= 8MB"`. Operators:
+>=, <=, >, <, ==. Units: % for shares, B KB MB GB (powers of 1000) KiB MiB GiB (powers of 1024) for bytes,
+us ms s for times, tokens/s for rates; without a unit the number is in the metric's own unit.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeft.bench.metrics import known_metrics
+from edgeft.bench.statistics import bootstrap_interval
+from edgeft.errors import UsageError
+
+SHARE, NUMBER, BYTES, MS, RATE = "share", "number", "bytes", "ms", "tokens/s"
+UNITS: dict[str, dict[str, float]] = {
+    SHARE: {"": 1, "%": 0.01},
+    NUMBER: {"": 1},
+    BYTES: {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    MS: {"": 1, "us": 1e-3, "ms": 1, "s": 1e3},
+    RATE: {"": 1, "tokens/s": 1},
+}
+OTHER_METRICS = {
+    "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": NUMBER,
+    "load_ms": MS, "ttft_ms_p50": MS, "ttft_ms_p95": MS, "itl_ms_p50": MS, "itl_ms_p95": MS,
+    "prompt_tokens_per_s": RATE, "decode_tokens_per_s": RATE, "peak_rss_bytes": BYTES, "size_bytes": BYTES,
+}  # fmt: skip
+ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
+PATTERN = re.compile(r"(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/%]*)")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured number in the metric's own unit; `ci95` and `n` where it is a statistic over examples."""
+
+    value: float
+    n: int | None = None
+    ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`limit` is in the metric's own unit (`unit`); `text` is what the person wrote."""
+
+    metric: str
+    text: str
+    op: str
+    limit: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Row(Budget):
+    """One judged budget.
+
+    `margin` is the room left in the metric's own unit, negative when the budget is broken; `margin_percent`
+    is the same in percent of the limit (None for a limit of 0). All are None when nothing was measured.
+    """
+
+    ok: bool
+    measured: float | None = None
+    n: int | None = None
+    ci95: tuple[float, float] | None = None
+    margin: float | None = None
+    margin_percent: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All budgets judged; passed when every one is met."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every budget is met. Without budgets nothing can fail."""
+        return all(row.ok for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of verdict.json."""
+        return {"passed": self.passed, "rows": [asdict(row) for row in self.rows]}
+
+
+def known_gate_metrics() -> dict[str, str]:
+    """{metric: its unit} of everything a budget can be set on."""
+    tasks = dict.fromkeys(known_metrics(), SHARE)
+    return tasks | {f"{name}_drop": SHARE for name in tasks} | OTHER_METRICS
+
+
+def parse_budget(metric: str, text: str) -> Budget:
+    """Read one budget. Raises UsageError for an unknown metric, a text of another form or a wrong unit."""
+    known = known_gate_metrics()
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"gate.{metric}: unknown metric; {hint}known: {', '.join(known)}")
+    match = PATTERN.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f'gate.{metric}: {text!r} is not a budget; write one like ">= 0.90" or "<= 8MB"')
+    op, number, unit = match.groups()
+    scales = UNITS[known[metric]]
+    if unit not in scales:
+        allowed = ", ".join(name for name in scales if name) or "no unit"
+        raise UsageError(f"gate.{metric}: {text!r}: unknown unit {unit!r} for this metric; use {allowed}")
+    return Budget(metric, text.strip(), op, float(number) * scales[unit], known[metric])
+
+
+def judge(budgets: Mapping[str, str], measured: Mapping[str, Measured]) -> Verdict:
+    """Compare `measured` with the budgets {metric: text}, in the order of the budgets.
+
+    The verdict is about the measured value itself; a note says when the limit lies inside its 95 % interval.
+    A metric that was not measured, or is not a number, fails. Raises UsageError as `parse_budget` does.
+    """
+    parsed = [parse_budget(metric, text) for metric, text in budgets.items()]
+    return Verdict(tuple(_row(budget, measured.get(budget.metric)) for budget in parsed))
+
+
+def collect(
+    bench: Mapping[str, Any], baseline: Mapping[str, Any] | None, parity: Mapping[str, float] | None
+) -> dict[str, Measured]:
+    """Everything measured, by metric, from bench.json, baseline.json and the parity stage's metrics.
+
+    `<metric>_drop` is the merged model's value in torch minus the file's value in its runtime, both on the
+    same examples; its interval is a paired bootstrap over them.
+    """
+    scores = {score["metric"]: score for score in bench["accuracy"]["scores"]}
+    measured = {name: Measured(float(value)) for name, value in bench["metrics"].items()}
+    measured |= {name: Measured(s["value"], s["n"], tuple(s["ci95"])) for name, s in scores.items()}
+    measured |= {name: Measured(float(value)) for name, value in (parity or {}).items()}
+    for reference in _torch_scores(baseline):
+        score = scores.get(reference["metric"])
+        if score is not None and len(score["outcomes"]) == len(reference["outcomes"]):
+            measured[f"{reference['metric']}_drop"] = _drop(reference, score)
+    return measured
+
+
+def _row(budget: Budget, measured: Measured | None) -> Row:
+    if measured is None or not math.isfinite(measured.value):
+        note = "not measured" if measured is None else f"measured {measured.value}"
+        return Row(**asdict(budget), ok=False, note=note)
+    value, limit = measured.value, budget.limit
+    room = {">": value - limit, "<": limit - value, "=": -abs(value - limit)}[budget.op[0]]
+    slack = ROUNDING * max(1.0, abs(limit))
+    return Row(
+        **asdict(budget),
+        ok=room > slack if budget.op in (">", "<") else room >= -slack,
+        measured=value,
+        n=measured.n,
+        ci95=measured.ci95,
+        margin=room,
+        margin_percent=100 * room / abs(limit) if limit else None,
+        note=_noise(measured, limit),
+    )
+
+
+def _noise(measured: Measured, limit: float) -> str:
+    if measured.ci95 is None or not measured.ci95[0] < limit < measured.ci95[1]:
+        return ""
+    return f"the limit lies inside the 95 % interval of {measured.n} examples"
+
+
+def _torch_scores(baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    forms = baseline["forms"] if baseline else []
+    return next((form["scores"] for form in forms if form["form"] == "merged"), [])
+
+
+def _drop(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
+    drop = reference["value"] - score["value"]
+    pairs = zip(reference["outcomes"], score["outcomes"], strict=True)
+    differences = np.array(
+        [[a - b, 1] for a, b in pairs if a is not None and b is not None], dtype=np.float64
+    )
+    if reference["interval"] != "wilson":  # no mean of outcomes: no interval of the difference
+        return Measured(drop, score["n"])
+    return Measured(drop, score["n"], bootstrap_interval(differences, lambda sums: sums[:, 0] / sums[:, 1]))

@@ -1,0 +1,81 @@
+"""The machine a measurement was made on: without it numbers mean nothing. Its name is not kept."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Module prefix of a runtime's backend -> the distribution whose version is reported.
+BACKENDS = {"llama_cpp": "llama-cpp-python", "onnxruntime": "onnxruntime"}
+
+
+def describe_host() -> dict[str, Any]:
+    """Processor, cores this process may use, memory, system, Python, frequency governor; None: not known."""
+    return {
+        "cpu": _cpu_name(),
+        "n_cores": _usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+    }
+
+
+def backend_versions() -> dict[str, str]:
+    """{distribution: version} of the runtime libraries loaded in this process."""
+    return {name: metadata.version(name) for module, name in BACKENDS.items() if module in sys.modules}
+
+
+def load_average() -> float | None:
+    """Mean number of runnable processes over the last minute; None where the system does not say."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far, in bytes, pages of mapped files included.
+
+    Linux: VmHWM of /proc/self/status. `ru_maxrss` is not used there, because a child process starts with
+    the value of the parent that forked it (a test shows it), and the parent may hold torch.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # does not exist on every system that gets here
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("model name", "Model")) and ":" in line:
+                return line.split(":", 1)[1].strip()
+    board = _first_line(Path("/proc/device-tree/model"))
+    return board or platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip("\0\n ").splitlines()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,66 @@
+"""Intervals and quantiles.
+
+Shapes: `n` examples, `k` counts per example.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054  # quantile 0.975 of the standard normal distribution
+RESAMPLES = 1000
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """95 % score interval of a share of `successes` among `n` trials.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
+    American Statistical Association 22 (1927) 209-212, without continuity correction:
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). It stays inside 0..1 and does not collapse at 0 or n.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    denominator = 1 + Z95**2 / n
+    centre = (share + Z95**2 / (2 * n)) / denominator
+    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n)) / denominator
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a statistic of summed counts.
+
+    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. The examples, rows
+    of `counts` (n, k), are drawn with replacement; `statistic` maps the sums (resamples, k) of the drawn rows
+    to values (resamples,). A sample without variation gives an interval without width.
+    """
+    n = len(counts)
+    if n == 0:
+        return 0.0, 1.0
+    generator = np.random.default_rng(seed)
+    sums = np.empty((RESAMPLES, counts.shape[1]))
+    for row in range(RESAMPLES):  # one at a time: a (resamples, n) table would be large for a large test set
+        sums[row] = counts[generator.integers(0, n, n)].sum(axis=0)
+    low, high = np.quantile(statistic(sums), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def quantile(samples: Sequence[float], q: float) -> float:
+    """Quantile `q` of `samples`, linear between neighbours: type 7 of R. J. Hyndman and Y. Fan, "Sample
+    quantiles in statistical packages", The American Statistician 50 (1996) 361-365; numpy's default."""
+    return float(np.quantile(np.asarray(samples, dtype=np.float64), q, method="linear"))
+
+
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """n, mean, p50, p95, min and max of raw samples, in the unit of the samples."""
+    return {
+        "n": len(samples),
+        "mean": float(np.mean(samples)),
+        "p50": quantile(samples, 0.50),
+        "p95": quantile(samples, 0.95),
+        "min": float(min(samples)),
+        "max": float(max(samples)),
+    }
