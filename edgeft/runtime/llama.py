@@ -45,15 +45,15 @@ class LlamaModel(LlamaVocabulary):
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
+        ignore_eos: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[int]:
         """See `Model.stream`."""
         self._check_length(prompt_ids)
-        if sampling.pop("ignore_eos", False):
-            ends = frozenset()
+        ends = frozenset(stop) if ignore_eos else self.eos_ids.union(stop)
         # The last token of a full context is not run, so it may stand one behind the end.
         limit = min(max_new_tokens, self.n_ctx - len(prompt_ids) + 1)
-        return self._answer(list(prompt_ids), limit, sampler(**sampling), self.eos_ids.union(stop))
+        return self._answer(list(prompt_ids), limit, sampler(**sampling), ends)
 
     def generate(
         self,
@@ -94,11 +94,11 @@ class LlamaModel(LlamaVocabulary):
             llama_cpp.llama_free(self._context)
         super().close()
 
-    def _new_context(self, n_threads: int) -> Any:
+    def _new_context(self) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
-        params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
         with captured_log() as lines:
             context = llama_cpp.llama_init_from_model(self._model, params)

@@ -30,8 +30,6 @@ class Sampling(TypedDict, total=False):
     """Draw among the most likely tokens that together reach this probability; 1 (the default): all."""
     seed: int
     """The same seed (default 0) gives the same answer."""
-    ignore_eos: bool
-    """No token ends the answer: exactly `max_new_tokens` are made. For measuring speed."""
 
 
 class Model(Protocol):
@@ -74,11 +72,13 @@ class Model(Protocol):
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
+        ignore_eos: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[int]:
         """Yield the tokens of an answer as they are made, up to the end token (left out) or the full context.
 
-        `stop` names further tokens that end the answer. Nothing of an earlier call is reused: the whole
+        `stop` names further tokens that end the answer; with `ignore_eos` only those do, for measuring speed.
+        Nothing of an earlier call is reused: the whole
         prompt is computed when the first token is asked for.
         Raises RuntimeFault when the prompt is empty or does not fit, or the runtime fails; UsageError for
         sampling values that make no sense.
