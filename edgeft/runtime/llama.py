@@ -34,7 +34,7 @@ class LlamaModel(LlamaVocabulary):
         self.n_ctx = min(n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or n_ctx)
         self._n_batch = min(N_BATCH, self.n_ctx)
         self.n_threads = n_threads or _usable_cpus()
-        self._context = self._new_context(self.n_threads)
+        self._context = self._new_context()
         self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
         self._n_past = 0
         self._turn = 0
