@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgeft.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+CHECKPOINT = "checkpoint"
 CHUNK_BYTES = 1 << 20
 
 # What to do next when the operating system refuses a write. Other errno values are bugs of ours.
@@ -47,8 +48,9 @@ class FileRecord:
 class Artifact:
     """What a stage left on disk.
 
-    `key` is the content address (sha256 hex) of everything the stage read; `files` maps names relative to
-    `path` (with `/`) to their records; `metrics` are the flat numbers the stage returned.
+    `key` is the content address (sha256 hex) of `made_from`: everything the stage read, by name (keys of
+    other artifacts, recipe values, hashes of files, versions). `files` maps names relative to `path` (with
+    `/`) to their records; `metrics` are the flat numbers the stage returned.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Artifact:
     key: str
     files: dict[str, FileRecord]
     metrics: dict[str, float]
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     def file(self, name: str) -> Path:
         """Path of the file `name` of this artifact. Raises ArtifactError when it has none of that name."""
@@ -86,21 +89,24 @@ def read_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{manifest}: not a manifest of edgeft; delete {path} and run again") from None
 
 
-def write_manifest(path: Path, stage: str, key: str, metrics: dict[str, float]) -> Artifact:
+def write_manifest(
+    path: Path, stage: str, key: str, metrics: dict[str, float], made_from: dict[str, Any] | None = None
+) -> Artifact:
     """Hash every file under `path`, make them durable, then write the manifest: the folder is an artifact.
 
-    Raises ArtifactError when the disk refuses.
+    The folder `checkpoint` is no part of it. Raises ArtifactError when the disk refuses or there is no file.
     """
     files = {}
+    names = [n for n in list_files(path) if n != MANIFEST and not n.startswith(f"{CHECKPOINT}/")]
+    if not names:
+        raise ArtifactError(f"{path}: the stage {stage} wrote nothing")
     with refused_writes(path):
-        for name in list_files(path):
-            if name == MANIFEST:
-                continue
-            _sync(path / name)
+        for name in names:
+            sync(path / name)
             files[name] = FileRecord((path / name).stat().st_size, sha256_file(path / name))
         for folder in sorted({(path / name).parent for name in files} | {path}):
-            _sync(folder)
-    artifact = Artifact(path, stage, key, files, metrics)
+            sync(folder)
+    artifact = Artifact(path, stage, key, files, metrics, made_from or {})
     write_atomic(path / MANIFEST, json.dumps(_to_manifest(artifact), indent=2) + "\n")
     return artifact
 
@@ -123,9 +129,9 @@ def writing(path: Path) -> Iterator[Path]:
         with refused_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -162,10 +168,14 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -175,6 +185,7 @@ def _to_manifest(artifact: Artifact) -> dict[str, Any]:
         "format": MANIFEST_FORMAT,
         "stage": artifact.stage,
         "key": artifact.key,
+        "made_from": artifact.made_from,
         "metrics": artifact.metrics,
         "files": {
             name: {"bytes": record.bytes, "sha256": record.sha256} for name, record in artifact.files.items()
@@ -190,4 +201,5 @@ def _from_manifest(path: Path, content: dict[str, Any]) -> Artifact:
         for name, record in content["files"].items()
     }
     metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-    return Artifact(path, str(content["stage"]), str(content["key"]), files, metrics)
+    made_from = dict(content["made_from"])
+    return Artifact(path, str(content["stage"]), str(content["key"]), files, metrics, made_from)

@@ -154,13 +154,23 @@ def _validation_problems(error: ValidationError, data: dict[str, Any]) -> list[P
         elif kind == "missing":
             problems.append(Problem(path, f"the key `{detail['loc'][-1]}` is missing{_purpose(detail)}"))
         else:
-            problems.append(Problem(path, detail["msg"].removeprefix("Value error, ")))
+            lines = detail["msg"].removeprefix("Value error, ").splitlines()
+            problems += [_problem_of_line(path, line, data) for line in lines]
     for path, wanted in expected.items():
         value, wish = _value_at(data, path), " or ".join(dict.fromkeys(wanted))
         hint = _did_you_mean(str(value), re.findall(r"'([^']+)'", wish))
         problems.append(Problem(path, f"must be {wish}, not {_shown(value)}{hint}"))
     given = {name for name in data if data[name] is not None}
     return problems + [Problem((), what) for what in section_problems(given) if ((), what) not in problems]
+
+
+def _problem_of_line(path: yaml12.Path, line: str, data: Any) -> Problem:
+    """A validator's line may begin with the key it is about, inside the section it validates."""
+    dotted, _, what = line.partition(": ")
+    named = tuple(dotted.split("."))
+    if len(named) > len(path) and _real_path(named, data) == named:
+        return Problem(named, what)
+    return Problem(path, line)
 
 
 def _real_path(loc: tuple[int | str, ...], data: Any) -> yaml12.Path:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from edgeft import yaml12
+from edgeft.bench.budgets import TASK_METRICS
 from edgeft.errors import RecipeError
-from edgeft.recipe import Recipe
+from edgeft.recipe import Ftype, Recipe, TaskMetric
 from edgeft.recipe_reader import key_paths, read_recipe, recipe_from_text
 
 GOOD = """\
@@ -97,7 +98,9 @@ def test_an_alias_bomb_is_refused() -> None:
         ("bench: {limit: 1.5}", "bench.limit: must be a whole number, not 1.5"),
         ("bench: {metrics: exact_match}", "bench.metrics: must be a list, not the text 'exact_match'"),
         ("bench: {metrics: [exact]}", "bench.metrics.0: must be 'exact_match'"),
-        ("gate: {exact_match: '0.9'}", "gate.exact_match: '0.9' is not a budget like"),
+        ("gate: {exact_match: '0.9'}", "r.yaml:4: gate.exact_match: '0.9' is not a budget"),
+        ("gate:\n  kl_mean: '<= 1'\n  size_bytes: '<= 8ms'", "r.yaml:6: gate.size_bytes: '<= 8ms'"),
+        ("name: store", "r.yaml:4: name: given twice"),
         ("gate: {exact_mach: '>= 0.9'}", "gate.exact_mach: unknown metric; did you mean exact_match?"),
         ("pretrain: {}", "`train` and `pretrain` cannot both be in one recipe"),
         ("seed: 1\nseed: 2", "r.yaml:5: seed: given twice (first on line 4)"),
@@ -118,6 +121,7 @@ def test_problems(text: str, expected: str) -> None:
         ("name: x\ntrain: {}", "r.yaml:1: the section `data` is missing"),
         ("train: {}\ndata: {train: a, test: b}", "r.yaml:2: data: the key `validation` is missing"),
         ("train: {}\ndata: {train: a, test: b}", "r.yaml:1: the key `name` is missing"),
+        ("name: store", "r.yaml:1: name: `store` is the folder all runs share"),
         ("name: Upper Case", "r.yaml:1: name: must be text that matches"),
         ("train: {learning_rate: fast}", "train.learning_rate: must be a number, not the text 'fast'"),
         ("train: {learning_rate: .nan}", "train.learning_rate: must be a finite number, not nan"),
@@ -258,9 +262,11 @@ def test_names_exist_upstream() -> None:
     assert train <= fields_of("transformers", "training_args.py", "TrainingArguments")
 
 
+def test_task_metrics_are_the_ones_bench_knows() -> None:
+    assert TaskMetric.__args__ == TASK_METRICS
+
+
 def test_ftypes_exist_upstream() -> None:
     gguf = pytest.importorskip("gguf")
-    from edgeft.recipe import Ftype
-
     known = {name.removeprefix("MOSTLY_").removeprefix("ALL_") for name in gguf.LlamaFileType.__members__}
     assert set(Ftype.__args__) <= known
