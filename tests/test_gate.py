@@ -1,15 +1,17 @@
 """Budgets and verdicts: every operator and unit, the edges, and what is not measured."""
 
 import math
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
 import pytest
 
 from edgeft.bench.budgets import TASK_METRICS, known_gate_metrics, parse_budget
+from edgeft.bench.file import BenchSettings
 from edgeft.bench.gate import Measured, collect, judge
 from edgeft.bench.metrics import known_metrics, score_texts
 from edgeft.errors import UsageError
-from edgeft.recipe import GATE_METRICS
+from edgeft.recipe import Bench, TaskMetric
 
 
 @pytest.mark.parametrize(
@@ -156,4 +158,11 @@ def test_no_drop_between_different_examples() -> None:
 
 def test_names_agree_everywhere() -> None:
     assert known_metrics() == TASK_METRICS
-    assert set(GATE_METRICS) == set(known_gate_metrics())
+    assert set(get_args(TaskMetric)) == set(TASK_METRICS) <= set(known_gate_metrics())
+
+
+def test_a_device_without_recipe_has_the_same_defaults() -> None:
+    defaults = Bench().model_dump()
+    settings = asdict(BenchSettings())
+    assert settings["latency"].pop("reloads") == 2  # no recipe needs another number
+    assert settings | {"metrics": list(settings["metrics"])} == {name: defaults[name] for name in settings}

@@ -116,10 +116,9 @@ def _torch_scores(baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _drop(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
     drop = reference["value"] - score["value"]
-    pairs = zip(reference["outcomes"], score["outcomes"], strict=True)
-    differences = np.array(
-        [[a - b, 1] for a, b in pairs if a is not None and b is not None], dtype=np.float64
-    )
-    if reference["interval"] != "wilson":  # no mean of outcomes: no interval of the difference
+    if reference["interval"] != "wilson":  # not a mean of outcomes
         return Measured(drop, score["n"])
-    return Measured(drop, score["n"], bootstrap_interval(differences, lambda sums: sums[:, 0] / sums[:, 1]))
+    pairs = zip(reference["outcomes"], score["outcomes"], strict=True)
+    differences = np.array([a - b for a, b in pairs if a is not None], dtype=np.float64)
+    interval = bootstrap_interval(len(differences), lambda drawn: float(differences[drawn].mean()))
+    return Measured(drop, score["n"], interval)

@@ -1,7 +1,7 @@
 """Task metrics: what the model wrote against what it should have written.
 
 Every metric takes the predictions and the references, two lists of n texts, and gives a Score, or None when
-the references are not of its kind (no JSON, no labels):
+it counts none of the references:
 
 - exact_match     share of predictions equal to the reference, white space at both ends ignored
 - json_valid      share of predictions that are a JSON object or array by RFC 8259; NaN and a name used twice
@@ -12,8 +12,7 @@ the references are not of its kind (no JSON, no labels):
 - label_accuracy  share of predictions equal to the reference label, letter case and outer white space ignored
 - macro_f1        mean over the labels in the references of the F1 of that label
 
-JSON metrics count the examples whose reference is a JSON object or array; label metrics apply when no
-reference is one and at most half of the references are distinct.
+JSON metrics count the examples whose reference is a JSON object or array, the others count all.
 """
 
 import json
@@ -133,65 +132,56 @@ def _json_match(predictions: Sequence[str], references: Sequence[str]) -> Score 
 
 
 def _json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Score | None:
-    counts = []  # (true positives, predicted fields, reference fields) of each example counted
+    counts = []  # (hits, predicted fields, reference fields) of each example counted
     outcomes: list[float | None] = []
     for text, reference_text in zip(predictions, references, strict=True):
         reference = _container(reference_text)
         if reference is INVALID:
             outcomes.append(None)
             continue
-        wanted, found = json_fields(reference), json_fields(_container(text))
-        hits = (wanted & found).total()
-        counts.append((hits, found.total(), wanted.total()))
-        outcomes.append(2 * hits / (found.total() + wanted.total()))
+        fields = json_fields(_container(text)), json_fields(reference)
+        row = [(fields[0] & fields[1]).total(), fields[0].total(), fields[1].total()]
+        counts.append(row)
+        outcomes.append(_micro_f1(np.array([row])))
     if not counts:
         return None
     table = np.array(counts, dtype=np.float64)
-    all_hits, all_found, all_wanted = (float(total) for total in table.sum(axis=0))
+    hits, found, wanted = (float(total) for total in table.sum(axis=0))
     return Score(
         metric="json_field_f1",
-        value=2 * all_hits / (all_found + all_wanted),
+        value=_micro_f1(table),
         n=len(counts),
-        ci95=bootstrap_interval(table, lambda sums: 2 * sums[:, 0] / (sums[:, 1] + sums[:, 2])),
+        ci95=bootstrap_interval(len(table), lambda drawn: _micro_f1(table[drawn])),
         interval="bootstrap",
         outcomes=tuple(outcomes),
         detail={
-            "precision": all_hits / all_found if all_found else 0.0,
-            "recall": all_hits / all_wanted,
+            "precision": hits / found if found else 0.0,
+            "recall": hits / wanted,
             "example_mean": float(np.mean([o for o in outcomes if o is not None])),
         },
     )
 
 
 def _label_accuracy(predictions: Sequence[str], references: Sequence[str]) -> Score | None:
-    if not _are_labels(references):
-        return None
-    pairs = zip(predictions, references, strict=True)
-    return _share("label_accuracy", [float(_label(p) == _label(r)) for p, r in pairs])
+    return _share("label_accuracy", _label_outcomes(predictions, references))
 
 
 def _macro_f1(predictions: Sequence[str], references: Sequence[str]) -> Score | None:
-    if not _are_labels(references):
-        return None
     labels = sorted({_label(text) for text in references})
     index = {label: position for position, label in enumerate(labels)}
-    k = len(labels)
-    counts = np.zeros((len(references), 3 * k))  # for each label: hits, predicted, wanted
-    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        wanted, found = index[_label(reference)], index.get(_label(prediction))
-        counts[row, 2 * k + wanted] = 1
-        if found is not None:  # a text that is no label is a miss, but no false alarm of any label
-            counts[row, k + found] = 1
-            counts[row, found] = float(found == wanted)
-    sums = counts.sum(axis=0, keepdims=True)
+    wanted = np.array([index[_label(text)] for text in references])
+    # A text that is no label is a miss, but no false alarm of any label: it goes to a place of its own.
+    found = np.array([index.get(_label(text), len(labels)) for text in predictions])
     return Score(
         metric="macro_f1",
-        value=float(_mean_f1(sums)[0]),
+        value=_mean_f1(found, wanted, len(labels)),
         n=len(references),
-        ci95=bootstrap_interval(counts, _mean_f1),
+        ci95=bootstrap_interval(
+            len(references), lambda drawn: _mean_f1(found[drawn], wanted[drawn], len(labels))
+        ),
         interval="bootstrap",
-        outcomes=tuple(float(_label(p) == _label(r)) for p, r in zip(predictions, references, strict=True)),
-        detail={"labels": k},
+        outcomes=tuple(_label_outcomes(predictions, references)),
+        detail={"labels": len(labels)},
     )
 
 
@@ -213,22 +203,27 @@ def _share(metric: str, outcomes: list[float | None]) -> Score | None:
     return Score(metric, hits / n, n, wilson_interval(hits, n), "wilson", tuple(outcomes))
 
 
-def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """Macro F1 from sums (resamples, 3 k); a label that a resample never wants is left out."""
-    hits, found, wanted = np.split(sums, 3, axis=1)
-    present = wanted > 0
-    f1 = 2 * hits / np.maximum(found + wanted, 1)
-    return (f1 * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+def _micro_f1(counts: np.ndarray) -> float:
+    """F1 from rows (n, 3) of hits, predicted and wanted fields: 2 hits / (predicted + wanted)."""
+    hits, found, wanted = counts.sum(axis=0)
+    return float(2 * hits / (found + wanted))
+
+
+def _mean_f1(found: np.ndarray, wanted: np.ndarray, n_labels: int) -> float:
+    """Macro F1 of label indices (n,); a label that is never wanted is left out of the mean."""
+    n_found = np.bincount(found, minlength=n_labels)[:n_labels]
+    n_wanted = np.bincount(wanted, minlength=n_labels)
+    hits = np.bincount(wanted[found == wanted], minlength=n_labels)
+    present = n_wanted > 0
+    return float(np.mean(2 * hits[present] / (n_found + n_wanted)[present]))
+
+
+def _label_outcomes(predictions: Sequence[str], references: Sequence[str]) -> list[float | None]:
+    return [float(_label(p) == _label(r)) for p, r in zip(predictions, references, strict=True)]
 
 
 def _label(text: str) -> str:
     return text.strip().casefold()
-
-
-def _are_labels(references: Sequence[str]) -> bool:
-    if any(_container(text) is not INVALID for text in references):
-        return False
-    return len({_label(text) for text in references}) <= len(references) / 2
 
 
 def _container(text: str) -> Any:

@@ -1,7 +1,4 @@
-"""Intervals and quantiles.
-
-Shapes: `n` examples, `k` counts per example.
-"""
+"""Intervals and quantiles."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,22 +26,19 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+    n: int, statistic: Callable[[np.ndarray], float], *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a statistic of summed counts.
+    """95 % percentile bootstrap interval of a statistic of `n` examples.
 
-    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. The examples, rows
-    of `counts` (n, k), are drawn with replacement; `statistic` maps the sums (resamples, k) of the drawn rows
-    to values (resamples,). A sample without variation gives an interval without width.
+    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3: n examples are
+    drawn with replacement RESAMPLES times, `statistic` maps the drawn indices (n,) to a value. A sample
+    without variation gives an interval without width.
     """
-    n = len(counts)
     if n == 0:
         return 0.0, 1.0
     generator = np.random.default_rng(seed)
-    sums = np.empty((RESAMPLES, counts.shape[1]))
-    for row in range(RESAMPLES):  # one at a time: a (resamples, n) table would be large for a large test set
-        sums[row] = counts[generator.integers(0, n, n)].sum(axis=0)
-    low, high = np.quantile(statistic(sums), [0.025, 0.975])
+    values = [statistic(generator.integers(0, n, n)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
