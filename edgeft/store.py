@@ -88,6 +88,12 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield  # closing the file gives the lock back, and so does the death of the process
 
+    def discard(self, stage: str, key: str) -> None:
+        """Remove the artifact and what a killed run left of it."""
+        for path in (self.path(stage, key), self.work_path(stage, key)):
+            with refused_writes(path):
+                _remove(path)
+
     def begin(self, stage: str, key: str, *, resumable: bool) -> Path:
         """The folder for the stage to write in: what a killed run left when `resumable`, else empty."""
         work = self.work_path(stage, key)
@@ -174,8 +180,9 @@ class HashCache:
     The file it is kept in is only a memory: unreadable or unwritable, everything still works, slower.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settled_ns: int = SETTLED_NS) -> None:
         self.path = path
+        self.settled_ns = settled_ns
         self.known: dict[str, list[Any]] | None = None
         self.changed = False
 
@@ -201,7 +208,7 @@ class HashCache:
         """Remember a file's hash, unless it changed so recently that the times prove nothing."""
         fingerprint = fingerprint or _fingerprint(path)
         newest_ns = max(fingerprint[1:3])
-        if time.time_ns() - newest_ns > SETTLED_NS:
+        if time.time_ns() - newest_ns > self.settled_ns:
             self._entries()[str(path)] = [*fingerprint, digest]
             self.changed = True
 

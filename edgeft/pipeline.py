@@ -1,0 +1,227 @@
+"""Run a recipe: skip what is up to date, make the rest, leave a state from which the next run goes on.
+
+The one door to the heavy modules: `edgeft.stages.<stage>` is imported by name, and only to be run.
+"""
+
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeft.artifact import Artifact, write_atomic, write_refused
+from edgeft.console import Log
+from edgeft.errors import EdgeftError, GateFailed, MissingExtra, ParityFailed, UsageError
+from edgeft.plan import Planned, differences, plan
+from edgeft.recipe import Recipe
+from edgeft.store import Store
+
+StageFunction = Callable[[Recipe, dict[str, Artifact], Path, Log], dict[str, float]]
+
+FAILURE = "failure.txt"
+FULL_DISK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a step stands: `artifact` when it is up to date, else `reasons` why it must be made."""
+
+    planned: Planned
+    artifact: Artifact | None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: artifacts by stage, which of them it made, and the gate's failure if there is one."""
+
+    artifacts: dict[str, Artifact]
+    made: tuple[str, ...]
+    failure: GateFailed | None
+
+
+def inspect(
+    recipe: Recipe, store: Store, until: str | None = None, force: tuple[str, ...] = ()
+) -> list[State]:
+    """The plan and where each step stands, changing nothing on disk but the memory of hashes.
+
+    A stage in `force` counts as not up to date, and so does all that reads it. Raises as `plan` does.
+    """
+    steps = plan(recipe, store.hashes, until)
+    unknown = sorted(set(force) - {planned.stage for planned in steps})
+    if unknown:
+        known = ", ".join(planned.stage for planned in steps)
+        raise UsageError(f"--force {unknown[0]}: not a stage of this run; its stages: {known}")
+    states: list[State] = []
+    forced = set(force)
+    for planned in steps:
+        if forced & set(planned.step.reads):
+            forced.add(planned.stage)
+        found = store.check(planned.stage, planned.key)
+        if planned.stage in forced:
+            states.append(State(planned, None, ("forced",)))
+        elif isinstance(found, Artifact):
+            states.append(State(planned, found))
+        else:
+            damage = (f"damaged: {found}",) if found else ()
+            states.append(State(planned, None, damage or _reasons(recipe, planned, store)))
+    store.hashes.save()
+    return states
+
+
+def run(
+    recipe: Recipe,
+    store: Store,
+    log: Log,
+    *,
+    until: str | None = None,
+    force: tuple[str, ...] = (),
+    stages: Mapping[str, StageFunction] | None = None,
+) -> Result:
+    """Make every stage of the recipe that is not up to date, up to and including `until`.
+
+    `stages` maps names to functions; by default `edgeft.stages` is imported, module by module, when needed.
+    A failed gate lets the stages behind it run and comes back in the result. Raises ParityFailed when an
+    exported form is not the trained model, MissingExtra when a stage lacks a package, and what stages raise.
+    """
+    states = inspect(recipe, store, until, force)
+    _show(states, log)
+    artifacts: dict[str, Artifact] = {}
+    made: list[str] = []
+    failure: GateFailed | None = None
+    for state in states:
+        planned = state.planned
+        artifact = state.artifact
+        if artifact is None:
+            inputs = {stage: artifacts[stage] for stage in planned.step.reads}
+            artifact, is_new = _make(recipe, state, inputs, store, log, stages)
+            if is_new:
+                made.append(planned.stage)
+        artifacts[planned.stage] = artifact
+        store.link(recipe.name, artifact)
+        failed = _failure(artifact)
+        if failed and planned.step.stops:
+            raise failed
+        failure = failure or failed
+    return Result(artifacts, tuple(made), failure)
+
+
+def _make(
+    recipe: Recipe,
+    state: State,
+    inputs: dict[str, Artifact],
+    store: Store,
+    log: Log,
+    stages: Mapping[str, StageFunction] | None,
+) -> tuple[Artifact, bool]:
+    """The artifact of a step that was not up to date, and whether this process made it."""
+    planned = state.planned
+    stage, key = planned.stage, planned.key
+    with store.lock(stage, key, log):
+        if state.reasons == ("forced",):
+            store.discard(stage, key)
+        found = store.find(stage, key, log) or store.adopt(stage, key)
+        if found is not None:
+            log.say(f"{stage}: made by another run meanwhile")
+            return found, False
+        out = store.begin(stage, key, resumable=planned.step.resumable)
+        log.say(f"{stage}: starting")
+        began = time.monotonic()
+        try:
+            metrics = _call(recipe, planned, inputs, out, log, stages)
+        except BaseException:
+            if not planned.step.resumable:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+        artifact = store.finish(stage, key, metrics, planned.made_from)
+        log.say(f"{stage}: done in {duration(time.monotonic() - began)}")
+        return artifact, True
+
+
+def _call(
+    recipe: Recipe,
+    planned: Planned,
+    inputs: dict[str, Artifact],
+    out: Path,
+    log: Log,
+    stages: Mapping[str, StageFunction] | None,
+) -> dict[str, float]:
+    """Run the stage's function; what it raises becomes something a person can act on."""
+    try:
+        if stages is None:
+            function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
+        else:
+            function = stages[planned.stage]
+        return function(recipe, inputs, out, log)
+    except GateFailed as error:
+        write_atomic(out / FAILURE, f"{error}\n")
+        return {"passed": 0.0}
+    except EdgeftError:
+        raise
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error, planned) from error
+    except Exception as error:
+        refused = _refused_by_disk(error, out)
+        if refused is error:
+            raise
+        raise refused from error
+
+
+def _missing_extra(error: ModuleNotFoundError, planned: Planned) -> Exception:
+    module = (error.name or "").split(".")[0]
+    if module in ("", "edgeft"):  # a typo of ours must not read as a missing package
+        return error
+    extra = planned.step.extra
+    return MissingExtra(
+        f"{planned.stage}: the Python package {module} is not installed; "
+        f'pip install "edgeft[{extra}]" (in a checkout: pip install -c constraints.txt -e ".[{extra}]")'
+    )
+
+
+def _refused_by_disk(error: Exception, out: Path) -> Exception:
+    """An ArtifactError when the disk is why `error` happened, else `error`.
+
+    Libraries that write with native code (safetensors, torch, llama.cpp) report a full disk in words of
+    their own or not at all, so a disk without space left counts as the reason too.
+    """
+    if isinstance(error, OSError):
+        return write_refused(error, out)
+    said_so = "No space left on device" in str(error) or "os error 28" in str(error)
+    if said_so or shutil.disk_usage(out).free < FULL_DISK_BYTES:
+        return write_refused(OSError(28, "No space left on device", str(out)), out)
+    return error
+
+
+def _failure(artifact: Artifact) -> GateFailed | None:
+    """The failure a stage's artifact stands for, made in this run or before."""
+    if FAILURE not in artifact.files:
+        return None
+    kind = ParityFailed if artifact.stage == "parity" else GateFailed
+    return kind(artifact.file(FAILURE).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def _reasons(recipe: Recipe, planned: Planned, store: Store) -> tuple[str, ...]:
+    before = store.linked(recipe.name, planned.stage)
+    if before is None:
+        half_done = store.work_path(planned.stage, planned.key).exists() and planned.step.resumable
+        return ("half done",) if half_done else ("new",)
+    return tuple(differences(before.made_from, planned.made_from)) or ("missing",)
+
+
+def _show(states: list[State], log: Log) -> None:
+    """The plan, one line a stage, when there is something to do."""
+    if all(state.artifact for state in states):
+        return
+    width = max(len(state.planned.stage) for state in states)
+    for state in states:
+        what = "up to date" if state.artifact else f"to do ({'; '.join(state.reasons[:3])})"
+        log.say(f"  {state.planned.stage:<{width}}  {what}")
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `1 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

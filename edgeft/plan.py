@@ -1,0 +1,219 @@
+"""What a recipe asks for: the stages, what each reads, and the key that says whether it is up to date.
+
+A key is the sha256 of everything that can change a stage's result: the keys of the artifacts it reads, the
+recipe values it reads, the contents of its input files, the versions of the packages that matter, the seed
+and the version of the stage itself. Paths are not in it: data that moves is still the same data.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import DataError, UsageError
+from edgeft.recipe import Recipe
+from edgeft.store import HashCache
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage as the pipeline sees it.
+
+    `reads` names the stages whose artifacts it gets; `sections` the top-level recipe keys it may read;
+    `files` the groups of input files (`_input_files`); `extra` the pip extra it needs; `packages` the
+    distributions whose version can change the result. Raise `version` when the stage's own results change.
+    `resumable`: its half-done work is kept for the next run. `stops`: a failed check here ends the run.
+    """
+
+    stage: str
+    reads: tuple[str, ...]
+    sections: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    extra: str = "train"
+    packages: tuple[str, ...] = ()
+    version: int = 1
+    resumable: bool = False
+    stops: bool = True
+
+
+SPLITS = ("train", "validation", "test")
+# Recipe values that only say where a file is: its content counts instead, for the stages that read it.
+PATHS = (
+    "model.base",
+    *(f"{section}.prepare.{name}" for section in ("data", "pretrain") for name in ("script", "inputs")),
+)
+TORCH = ("torch", "transformers")
+SPINE = (
+    Step("data", (), ("model", "data", "seed"), ("base", "data"), packages=("transformers", "tokenizers")),
+    Step(
+        "train", ("data",), ("model", "train", "seed"), ("base",), packages=(*TORCH, "peft"), resumable=True
+    ),
+    Step("merge", ("data", "train"), ("model", "train", "merge"), ("base",), packages=(*TORCH, "peft")),
+    Step(
+        "export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")
+    ),
+    Step(
+        "parity",
+        ("data", "train", "merge", "export"),
+        ("model", "train", "export", "parity", "bench", "seed"),
+        ("base",),
+        extra="train,gguf",
+        packages=(*TORCH, "peft", "llama-cpp-python"),
+    ),
+    Step(
+        "baseline",
+        ("data", "merge"),
+        ("model", "bench", "seed"),
+        ("base",),
+        packages=(*TORCH, "scikit-learn"),
+    ),
+    Step("bench", ("data", "export"), ("export", "bench", "seed"), (), "gguf", ("llama-cpp-python",)),
+    Step("gate", ("parity", "baseline", "bench"), ("gate",), extra="gguf", stops=False),
+    Step(
+        "report",
+        ("data", "train", "export", "parity", "baseline", "bench", "gate"),
+        ("name", "seed", "model", "data", "train", "export", "bench", "gate"),
+        extra="gguf",
+    ),
+)
+PRETRAIN = (
+    Step(
+        "pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True
+    ),
+)
+STAGES = tuple(step.stage for step in (*SPINE, *PRETRAIN))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step of one recipe with its key, and `made_from`: what the key is the hash of, by name."""
+
+    step: Step
+    key: str
+    made_from: dict[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return self.step.stage
+
+
+def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Planned]:
+    """The steps of the recipe in order, up to and including `until`, with their keys.
+
+    Raises DataError or ModelError when an input file is missing, UsageError for an unknown stage.
+    """
+    steps: tuple[Step, ...] = SPINE if recipe.pretrain is None else PRETRAIN
+    if until is not None:
+        if until not in [step.stage for step in steps]:
+            known = ", ".join(step.stage for step in steps)
+            raise UsageError(f"recipe {recipe.name} has no stage {until}; its stages: {known}")
+        steps = _needed(steps, until)
+    values = _flat(recipe.model_dump(mode="json"))
+    planned: dict[str, Planned] = {}
+    hashed: dict[Path, str] = {}
+    for step in steps:
+        made_from = _made_from(recipe, step, values, planned, hashes, hashed)
+        canonical = json.dumps([step.stage, made_from], sort_keys=True, separators=(",", ":"))
+        key = hashlib.sha256(canonical.encode()).hexdigest()
+        planned[step.stage] = Planned(step, key, made_from)
+    return list(planned.values())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """In words, what differs between two `made_from`."""
+    words = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after and name in old and name in new:
+            continue
+        kind, _, what = name.partition(" ")
+        if kind == "stage":
+            words.append(f"{what} is made again")
+        elif kind == "file":
+            words.append(f"{what} changed")
+        else:
+            words.append(f"{what}: {_short(before)} → {_short(after)}")
+    return words
+
+
+def _needed(steps: tuple[Step, ...], until: str) -> tuple[Step, ...]:
+    """The steps `until` depends on, itself included."""
+    needed = {until}
+    for step in reversed(steps):
+        if step.stage in needed:
+            needed |= set(step.reads)
+    return tuple(step for step in steps if step.stage in needed)
+
+
+def _made_from(
+    recipe: Recipe,
+    step: Step,
+    values: dict[str, Any],
+    planned: dict[str, Planned],
+    hashes: HashCache,
+    hashed: dict[Path, str],
+) -> dict[str, Any]:
+    files = {name: path for group in step.files for name, path in _input_files(recipe, group).items()}
+    made_from: dict[str, Any] = {"version stage": step.version}
+    for stage in step.reads:
+        made_from[f"stage {stage}"] = planned[stage].key
+    for name, value in values.items():
+        if name.split(".")[0] in step.sections and name not in files and name not in PATHS:
+            made_from[f"recipe {name}"] = value
+    for name, path in files.items():
+        if path not in hashed:
+            hashed[path] = _hash_input(name, path, hashes)
+        made_from[f"file {name}"] = hashed[path]
+    for package in step.packages:
+        made_from[f"package {package}"] = _version(package)
+    return made_from
+
+
+def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:
+    """The files of a group, by the recipe key that names them."""
+    if group == "base":
+        files = {"model.base": recipe.base_folder()}
+        if recipe.model.chat_template not in (None, "chatml", "plain"):
+            files["model.chat_template"] = recipe.resolve(str(recipe.model.chat_template))
+        return files
+    prepare = recipe.pretrain.prepare if recipe.pretrain else recipe.data.prepare
+    if prepare is None:
+        return {f"data.{split}": recipe.resolve(getattr(recipe.data, split)) for split in SPLITS}
+    files = {f"{group}.prepare.script": recipe.resolve(prepare.script)}
+    for index, path in enumerate(prepare.inputs):
+        files[f"{group}.prepare.inputs.{index}"] = recipe.resolve(path)
+    return files
+
+
+def _hash_input(name: str, path: Path, hashes: HashCache) -> str:
+    try:
+        return hashes.tree(path)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file: {path}") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot read {path} ({error.strerror})") from None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.lora.r": 16, ...}; lists stay whole."""
+    if not isinstance(value, dict) or not value:
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{name}.")
+    return flat
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
