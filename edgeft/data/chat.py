@@ -1,0 +1,103 @@
+"""Chat JSONL: reading it, line by line, and refusing what cannot be learned from.
+
+Format: one JSON object a line with `messages`, a list of {"role", "content"}; the last message is the
+assistant's answer. Other fields of the object are kept. This is the file hosted chat fine-tuning takes.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import DataError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation and where it stands; `extra` are the line's other fields."""
+
+    messages: list[dict[str, Any]]
+    path: Path
+    line: int
+    extra: dict[str, Any]
+
+    @property
+    def answer(self) -> str:
+        """The last message, the assistant's."""
+        return str(self.messages[-1]["content"])
+
+    def canonical(self) -> str:
+        """One JSON line, messages first."""
+        return json.dumps({"messages": self.messages, **self.extra}, ensure_ascii=False)
+
+
+def read_chat(path: Path) -> list[Example]:
+    """Every example of a file. Blank lines are skipped.
+
+    Raises DataError naming file:line and the problem of every bad line (the first 20 shown), or that the
+    file is missing, not UTF-8, or holds no example.
+    """
+    examples: list[Example] = []
+    problems: list[str] = []
+    for number, text in _lines(path):
+        if not text.strip():
+            continue
+        try:
+            examples.append(parse_line(text, path, number))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        shown = problems[:SHOWN_PROBLEMS] + ([f"… and {more} more lines"] if more > 0 else [])
+        raise DataError("\n".join([*shown, "mend or remove these lines; nothing was trained"]))
+    if not examples:
+        raise DataError(f"{path}: no example in this file")
+    return examples
+
+
+def parse_line(text: str, path: Path, number: int) -> Example:
+    """One line as an Example. Raises DataError as `file:line: problem`."""
+    where = f"{path}:{number}"
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
+        raise DataError(f'{where}: not an object with a "messages" list')
+    messages = row.pop("messages")
+    if not messages:
+        raise DataError(f"{where}: messages is empty")
+    for at, message in enumerate(messages):
+        _check_message(message, f"{where}: messages[{at}]")
+    if messages[-1]["role"] != "assistant":
+        has_one = any(m["role"] == "assistant" for m in messages)
+        problem = "the last message is not the assistant's" if has_one else "no assistant turn to learn from"
+        raise DataError(f"{where}: {problem}")
+    if not messages[-1]["content"].strip():
+        raise DataError(f"{where}: the assistant's answer is empty")
+    return Example(messages, path, number, row)
+
+
+def _check_message(message: Any, where: str) -> None:
+    if not isinstance(message, dict):
+        raise DataError(f"{where} is not an object")
+    if message.get("role") not in ROLES:
+        raise DataError(f"{where}.role is {message.get('role')!r}; known roles: {', '.join(ROLES)}")
+    if not isinstance(message.get("content"), str):
+        raise DataError(f"{where}.content is not a string")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                yield number, line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 after line {number}: {error.reason}; save it as UTF-8") from error

@@ -1,0 +1,101 @@
+"""Stage `data`: chat files → checked, tokenized examples, and the tokenizer every later stage uses."""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from edgeft.artifact import Artifact
+from edgeft.console import Log
+from edgeft.data.chat import Example, read_chat
+from edgeft.data.prepare import run_prepare
+from edgeft.data.rendering import encode_chat
+from edgeft.errors import DataError, EdgeftError
+from edgeft.recipe import Data, Recipe
+from edgeft.training.batches import TokenSet
+from edgeft.training.models import apply_template, load_tokenizer, resolve_base
+
+SPLITS = ("train", "validation", "test")
+
+
+def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
+    """Write the prepared set; metrics are counts of examples and tokens per split.
+
+    Raises DataError for a line that cannot be used, an example too long under `on_too_long: error`, or a
+    training set with nothing left.
+    """
+    section = recipe.data
+    if section is None:
+        raise DataError(f"{recipe.name}: the recipe has no data section")
+    tokenizer = load_tokenizer(resolve_base(recipe))
+    apply_template(tokenizer, recipe.model.chat_template, recipe.folder)
+    tokenizer.save_pretrained(out / "tokenizer")
+    summary: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as prepared:
+        if section.prepare is not None:
+            run_prepare(recipe, section.prepare, Path(prepared), log)
+        for split in SPLITS:
+            name = getattr(section, split)
+            path = Path(prepared) / name if section.prepare is not None else recipe.resolve(name)
+            examples = read_chat(path)
+            kept, tokens, counts = _encode(examples, tokenizer, section, split, log)
+            with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(example.canonical() + "\n" for example in kept)
+            tokens.save(out / f"tokens-{split}.npz")
+            summary[split] = {**counts, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if not summary["train"]["examples"]:
+        raise DataError(
+            f"no training example is left: all {summary['train']['dropped']} are longer than "
+            f"data.max_length = {section.max_length} tokens; raise it or set on_too_long: truncate"
+        )
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return {f"{split}_{k}": float(v) for split, c in summary.items() for k, v in c.items() if isinstance(v, int)}
+
+
+def _encode(
+    examples: list[Example], tokenizer: object, section: Data, split: str, log: Log
+) -> tuple[list[Example], TokenSet, dict[str, int]]:
+    """The examples kept, their tokens and the counts. The test split is never dropped or cut: a held-out
+    question that does not fit is a wrong answer later on, not one that disappears."""
+    kept: list[Example] = []
+    encoded: list[tuple[list[int], list[bool]]] = []
+    count: Counter[str] = Counter(dropped=0, truncated=0, longest=0)
+    with log.progress(f"tokenize {split}", len(examples), "examples") as progress:
+        for number, example in enumerate(examples, 1):
+            try:
+                ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))  # type: ignore[arg-type]
+            except EdgeftError as error:
+                raise type(error)(f"{example.path}:{example.line}: {error}") from error
+            count["longest"] = max(count["longest"], len(ids))
+            if len(ids) > section.max_length and split != "test":
+                if section.on_too_long == "error":
+                    raise DataError(
+                        f"{example.path}:{example.line}: {len(ids)} tokens, more than data.max_length = "
+                        f"{section.max_length}; shorten it, raise max_length or set on_too_long: drop or truncate"
+                    )
+                ids, mask = ids[: section.max_length], mask[: section.max_length]
+                if section.on_too_long == "drop" or not any(mask):
+                    count["dropped"] += 1
+                    continue
+                count["truncated"] += 1
+            kept.append(example)
+            encoded.append((ids, mask))
+            if number % 200 == 0:
+                progress.update(number)
+    if count["dropped"] or count["truncated"]:
+        log.say(
+            f"{split}: of {len(examples)} examples {count['dropped']} dropped and {count['truncated']} truncated, "
+            f"longer than {section.max_length} tokens (longest {count['longest']})"
+        )
+    tokens = TokenSet.build(encoded)
+    return (
+        kept,
+        tokens,
+        {
+            "examples": len(kept),
+            "tokens": len(tokens.input_ids),
+            "loss_tokens": int(tokens.loss_mask.sum()),
+            **{name: int(value) for name, value in count.items()},
+        },
+    )

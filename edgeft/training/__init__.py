@@ -1,0 +1,1 @@
+"""Training: one loop, its losses, batches, checkpoints and the loading of models. Needs torch."""

@@ -1,0 +1,90 @@
+"""Losses, each *summed* over tokens; the loop divides once by the token count of the global batch.
+
+Shapes: N tokens in a packed row, L positions that carry loss, C positions of a chunk, D hidden width,
+V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from edgeft.training.batches import Batch
+
+CHUNK = 1024  # positions whose logits exist at once: at V = 4,096 a chunk of float32 logits is 16 MiB
+OUTPUT_SCALERS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def next_token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
+    """Cross-entropy in nats, summed over the batch's loss tokens; a scalar in float32.
+
+    The language-model head runs only where a token carries loss, and never over more than `CHUNK`
+    positions at once: neither (N, V) nor (L, V) logits exist.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+        "sequence_groups": batch.groups,
+    }
+    head = base.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or any(getattr(base.config, name, None) for name in OUTPUT_SCALERS):
+        # The head is adapted, or the architecture transforms its logits: let the model do it.
+        logits = model(**inputs, logits_to_keep=batch.loss_positions).logits[0]  # (L, V)
+        return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+    hidden = base.get_decoder()(**inputs).last_hidden_state[0, batch.loss_positions]  # (L, D)
+    return ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, batch.labels)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """sum_i −log softmax(hidden_i Wᵀ + b)[label_i], gradients taken in the forward pass, chunk by chunk.
+
+    hidden (L, D), weight (V, D), bias (V,) or None, labels (L,) → scalar float32. The gradient with respect to
+    the logits is softmax − one-hot; with it at hand per chunk, those of hidden and weight need no stored
+    logits (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024). Under autocast the
+    products run in the autocast type, the softmax in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        with torch.autocast(device, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(h) if hidden.requires_grad else None
+            grad_weight = torch.zeros_like(w, dtype=torch.float32) if weight.requires_grad else None
+            grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and bias.requires_grad else None
+            for at in range(0, len(labels), CHUNK):
+                part = slice(at, at + CHUNK)
+                logits = F.linear(h[part], w, None if bias is None else bias.to(dtype)).float()  # (C, V)
+                rows = torch.arange(len(logits), device=hidden.device)
+                log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+                total += (log_z[:, 0] - logits[rows, labels[part]]).sum()
+                grad = logits.sub_(log_z).exp_()  # the softmax, in place
+                grad[rows, labels[part]] -= 1.0
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                grad = grad.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad @ w
+                if grad_weight is not None:
+                    grad_weight += grad.t() @ h[part]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = grad_output[0]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        hidden_type, weight_type = ctx.dtypes
+        return (
+            None if grad_hidden is None else (grad_hidden * scale).to(hidden_type),
+            None if grad_weight is None else (grad_weight * scale).to(weight_type),
+            None if grad_bias is None else grad_bias * scale,
+            None,
+        )

@@ -1,0 +1,141 @@
+"""Finding, loading and saving models. Weights are read from safetensors only, never from pickles."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from edgeft.errors import ModelError
+from edgeft.recipe import NANO, Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+        "{% else %}{{ message['content'] + '\\n' }}{% endif %}"
+        "{% endfor %}"
+    ),
+}
+
+
+def resolve_base(recipe: Recipe) -> Path:
+    """The folder of the recipe's base model.
+
+    Raises ModelError when it is missing, has no config, no safetensors weights or no tokenizer.
+    """
+    base = recipe.model.base
+    folder = Path(str(files("edgeft") / "assets" / "nano")) if base == NANO else recipe.resolve(base)
+    if not folder.is_dir():
+        raise ModelError(f"model.base: {folder} is not a folder; give {NANO} or a local Hugging Face model folder")
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse early, by name, what could only fail later. Raises ModelError."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; a model folder as transformers saves it is needed")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [name for name in PICKLES if (folder / name).exists()]
+        if pickles:
+            raise ModelError(
+                f"{folder}: its weights are only in {pickles[0]}, a pickle, which can run code when loaded; "
+                "convert it once where you trust it: model.save_pretrained(folder, safe_serialization=True)"
+            )
+        raise ModelError(f"{folder}: no *.safetensors weights")
+    for path in weights:
+        check_safetensors(path)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the base's")
+
+
+def check_safetensors(path: Path) -> None:
+    """Check that the file is as long as its header says. Raises ModelError naming the file.
+
+    Format: 8 bytes little-endian header length, the JSON header, then the tensors' bytes
+    (https://huggingface.co/docs/safetensors, "Format").
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > size - 8:
+            raise ModelError(f"{path}: truncated or not a safetensors file; copy it again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ModelError(f"{path}: its safetensors header is not JSON ({error}); copy it again") from error
+    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    if 8 + length + end != size:
+        raise ModelError(f"{path}: {size} bytes where its header asks for {8 + length + end}: truncated; copy it again")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises ModelError when it cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+
+
+def load_model(folder: Path, dtype: str = "float32", **kwargs: object) -> PreTrainedModel:
+    """The folder's causal language model in `dtype`, on the GPU if there is one.
+
+    Raises ModelError when transformers does not know the architecture or the weights do not fit it.
+    """
+    check_model_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **kwargs,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: transformers cannot load this model: {error}") from error
+    if torch.cuda.is_available() and "device_map" not in kwargs:
+        model = model.cuda()
+    return model
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, recipe_folder: Path) -> None:
+    """Give `tokenizer` the recipe's chat template: its own (None), a named one, or a Jinja file.
+
+    Raises ModelError when there is none, or a named one needs tokens the tokenizer does not have.
+    """
+    if chat_template is None:
+        if tokenizer.chat_template is None:
+            raise ModelError(
+                "the base's tokenizer has no chat template; set model.chat_template to "
+                f"{', '.join(sorted(TEMPLATES))} or to a .jinja file"
+            )
+        return
+    if chat_template in TEMPLATES:
+        missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in tokenizer.get_vocab()]
+        if chat_template == "chatml" and missing:
+            raise ModelError(
+                f"model.chat_template: chatml needs the tokens {', '.join(missing)}, which this tokenizer "
+                "does not have; use plain"
+            )
+        tokenizer.chat_template = TEMPLATES[chat_template]
+        return
+    path = recipe_folder / chat_template
+    if not path.is_file():
+        raise ModelError(f"model.chat_template: no file {path}; named templates are {', '.join(sorted(TEMPLATES))}")
+    tokenizer.chat_template = path.read_text("utf-8")
