@@ -55,13 +55,15 @@ def encode_prompt(
 
 
 def _render(
-    tokenizer: ChatTokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, generate: bool
+    tokenizer: ChatTokenizer,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    *,
+    generate: bool,
 ) -> str:
     if not messages and not generate:
         return ""
-    return str(
-        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
-    )
+    return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate))
 
 
 def _turn_end(turn: str, prompt: str, message: dict[str, Any]) -> int:

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.prepare import run_prepare
 from edgeft.errors import RecipeError
 from edgeft.recipe import Recipe
+from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.loop import LoopConfig, train_loop
 from edgeft.training.losses import next_token_loss_sum
@@ -38,22 +40,21 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         held_out = read_documents(corpus / "validation.jsonl")
         encode_documents(held_out, tokenizer, section.max_length, log).save(corpus / "validation.npz")
         (corpus / "done").touch()
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
     tokens, validation = TokenSet.load(corpus / "train.npz"), TokenSet.load(corpus / "validation.npz")
     model = fresh_llama(section.model, tokenizer, recipe.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.say(f"{n_parameters / 1e6:.2f} M parameters, {len(tokens):,} documents, {len(tokens.input_ids):,} tokens")
-    from edgeft.training.attention import use_packed_attention
-
     use_packed_attention(model)
     result = train_loop(
         model,
         MuonAdamW(model.named_parameters(), lr=section.learning_rate, weight_decay=section.weight_decay),
         tokens,
         plan_epochs(
-            tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=recipe.seed
+            tokens.lengths,
+            batch_tokens=section.batch_tokens,
+            epochs=section.num_train_epochs,
+            seed=recipe.seed,
         ),
         next_token_loss_sum,
         LoopConfig(
@@ -71,7 +72,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         validation=validation,
         label="pretrain",
     )
-    model.to(torch.bfloat16).save_pretrained(model_folder)
+    model.bfloat16().save_pretrained(model_folder)
     metrics = {
         "parameters": float(n_parameters),
         "loss": result.last_loss,

@@ -42,9 +42,7 @@ class TokenSet:
 
     def save(self, path: Path) -> None:
         """Write as an uncompressed .npz, the same bytes for the same content."""
-        np.savez(
-            path, input_ids=self.input_ids, loss_mask=self.loss_mask.astype(np.uint8), offsets=self.offsets
-        )
+        np.savez(path, input_ids=self.input_ids, loss_mask=self.loss_mask.astype(np.uint8), offsets=self.offsets)
 
     @staticmethod
     def load(path: Path) -> "TokenSet":
@@ -106,9 +104,7 @@ def plan_epochs(lengths: np.ndarray, *, batch_tokens: int, epochs: float, seed: 
     Raises DataError when an example alone exceeds `batch_tokens` or there is no example.
     """
     if len(lengths) == 0:
-        raise DataError(
-            "no usable training example is left; see the data stage's summary for what was dropped"
-        )
+        raise DataError("no usable training example is left; see the data stage's summary for what was dropped")
     if int(lengths.max()) > batch_tokens:
         raise DataError(
             f"an example has {int(lengths.max())} tokens, more than train.batch_tokens = {batch_tokens}; "

@@ -33,9 +33,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: Any, step: int) -> Non
             os.fsync(file.fileno())
         fresh.replace(folder / FILE)
     except OSError as error:
-        raise ArtifactError(
-            f"{fresh}: cannot write the checkpoint ({error.strerror}); free some space"
-        ) from error
+        raise ArtifactError(f"{fresh}: cannot write the checkpoint ({error.strerror}); free some space") from error
 
 
 def resume(folder: Path, model: torch.nn.Module, optimizer: Any) -> int:

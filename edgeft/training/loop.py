@@ -28,8 +28,9 @@ LossSum = Callable[[Any, Batch], torch.Tensor]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What steers the loop. `learning_rate` is the peak; `warmup_steps` below 1 is a share;
-    `micro_batch_tokens` bounds the tokens of one forward pass; `autocast` is the compute type or None."""
+    """What steers the loop. `learning_rate` is the peak; `warmup_steps` below 1 is a share of all steps;
+    `micro_batch_tokens` bounds the tokens of one forward pass; `autocast` is the compute type or None;
+    `resume` goes on from a checkpoint if there is one."""
 
     learning_rate: float
     lr_scheduler_type: str
@@ -39,6 +40,7 @@ class LoopConfig:
     save_steps: int
     eval_steps: int | None = None
     autocast: torch.dtype | None = None
+    resume: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,21 @@ def train_loop(
     if not trained:
         raise TrainingError("no parameter trains: check train.lora.target_modules")
     total_steps, warmup = len(plan), warmup_count(config.warmup_steps, len(plan))
-    start = checkpoint.resume(out / "checkpoint", model, optimizer)
+    start = checkpoint.resume(out / "checkpoint", model, optimizer) if config.resume else 0
     records = _Records(out / "log.jsonl", keep_below=start)
     if start:
         log.say(f"resuming at step {start} of {total_steps}")
     model.train()
+    lengths = tokens.lengths
     began = time.perf_counter()
     done_tokens, eval_loss = 0, None
     with log.progress(label, total_steps, "steps") as progress:
         for step in range(start, total_steps):
             step_began = time.perf_counter()
-            factor = learning_rate_factor(
-                config.lr_scheduler_type, step, total_steps=total_steps, warmup=warmup
-            )
+            factor = learning_rate_factor(config.lr_scheduler_type, step, total_steps=total_steps, warmup=warmup)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
-            micro = [pack(tokens, index) for index in _micro_batches(plan[step], tokens.lengths, config)]
+            micro = [pack(tokens, index) for index in _split(plan[step], lengths, config.micro_batch_tokens)]
             loss = _accumulate(model, micro, loss_sum, config)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -108,9 +109,7 @@ def train_loop(
                 seconds=time.perf_counter() - step_began,
             )
             last = step + 1 == total_steps
-            if validation is not None and (
-                last or (config.eval_steps and (step + 1) % config.eval_steps == 0)
-            ):
+            if validation is not None and (last or (config.eval_steps and (step + 1) % config.eval_steps == 0)):
                 eval_loss = mean_loss(model, validation, loss_sum, config)
                 records.write(step=step + 1, eval_loss=eval_loss)
             if (step + 1) % config.save_steps == 0 and not last:
@@ -158,10 +157,6 @@ def _accumulate(model: torch.nn.Module, micro: list[Batch], loss_sum: LossSum, c
         loss.backward()
         total += loss.item()
     return total
-
-
-def _micro_batches(index: np.ndarray, lengths: np.ndarray, config: LoopConfig) -> Iterable[np.ndarray]:
-    return _split(index, lengths, config.micro_batch_tokens)
 
 
 def _split(index: np.ndarray, lengths: np.ndarray, budget: int) -> Iterable[np.ndarray]:

@@ -1,11 +1,18 @@
-"""Finding, loading and saving models. Weights are read from safetensors only, never from pickles."""
+"""Finding and loading models. Weights are read from safetensors only, never from pickles."""
 
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from edgeft.errors import ModelError
 from edgeft.recipe import NANO, Recipe
@@ -82,6 +89,15 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path}: {size} bytes where its header asks for {8 + length + end}: truncated; copy it again")
 
 
+def base_sha256(folder: Path) -> str:
+    """Content of the folder's weights: the sha256 over the sha256 of each safetensors file, in name order."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. Raises ModelError when it cannot be read."""
     try:
@@ -110,7 +126,7 @@ def load_model(folder: Path, dtype: str = "float32", **kwargs: object) -> PreTra
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: transformers cannot load this model: {error}") from error
     if torch.cuda.is_available() and "device_map" not in kwargs:
-        model = model.cuda()
+        model.cuda()
     return model
 
 

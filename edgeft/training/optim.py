@@ -17,9 +17,7 @@ class MuonAdamW:
     one learning rate serves both.
     """
 
-    def __init__(
-        self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], lr: float, weight_decay: float
-    ):
+    def __init__(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], lr: float, weight_decay: float):
         trained = [(name, p) for name, p in named_parameters if p.requires_grad]
         hidden = [p for name, p in trained if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
         ids = {id(p) for p in hidden}

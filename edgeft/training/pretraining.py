@@ -39,7 +39,10 @@ def train_tokenizer(documents: list[dict], vocab_size: int, max_length: int) -> 
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -61,9 +64,7 @@ def train_tokenizer(documents: list[dict], vocab_size: int, max_length: int) -> 
     return fast
 
 
-def encode_documents(
-    documents: list[dict], tokenizer: PreTrainedTokenizerFast, max_length: int, log: Log
-) -> TokenSet:
+def encode_documents(documents: list[dict], tokenizer: PreTrainedTokenizerFast, max_length: int, log: Log) -> TokenSet:
     """Every document as ids, all of them learned; a text stands between two `<|endoftext|>`.
 
     A document longer than `max_length` is cut into pieces; nothing is dropped.
@@ -76,7 +77,8 @@ def encode_documents(
                 ids = [end, *tokenizer.encode(document["text"], add_special_tokens=False), end]
             else:
                 ids = tokenizer.encode(
-                    tokenizer.apply_chat_template(document["messages"], tokenize=False), add_special_tokens=False
+                    tokenizer.apply_chat_template(document["messages"], tokenize=False),
+                    add_special_tokens=False,
                 )
             for at in range(0, len(ids), max_length):
                 piece = ids[at : at + max_length]

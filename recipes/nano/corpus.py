@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from skills import skill_documents  # noqa: E402
+from skills import skill_documents
 
 SEED = 20261121
 SHARED = Path(os.environ.get("EDGEFT_SHARED") or Path(__file__).resolve().parents[3] / "shared") / "data"
@@ -98,7 +98,11 @@ def _gsm8k() -> Iterator[dict]:
 
 
 def _instructions(rng: random.Random) -> Iterator[dict]:
-    names = ("roleplay-simple-deduped-roleplay-instruct", "toolformer-similarity-0.6-dataset", "codegen-instruct")
+    names = (
+        "roleplay-simple-deduped-roleplay-instruct",
+        "toolformer-similarity-0.6-dataset",
+        "codegen-instruct",
+    )
     for name in names:
         for row in _json(f"gpteacher/{name}.json"):
             if name.startswith("codegen") and rng.random() < 0.6:
