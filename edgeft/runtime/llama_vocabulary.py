@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,7 +64,7 @@ class LlamaVocabulary:
             token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
         self._template: ChatTemplate | None = None
-        self._alphabet = self._closed_alphabet()
+        self._alphabet = _alphabet(self._vocab, self.n_vocab)
 
     def render(
         self,
@@ -86,7 +87,10 @@ class LlamaVocabulary:
         Raises RuntimeFault for a character that the vocabulary has no way to write.
         """
         self._check_open()
-        self._check_alphabet(text)
+        if unwritable := self.unwritable(text):
+            raise RuntimeFault(
+                f"{self.path}: the vocabulary has no token for {unwritable[0]!r} and no bytes to spell it; leave it out"
+            )
         encoded = text.encode(errors="surrogatepass")
         size = len(encoded) + 8
         while True:
@@ -107,6 +111,10 @@ class LlamaVocabulary:
             if n >= 0:
                 return text.raw[:n].decode(errors="replace")
             size = -n
+
+    def unwritable(self, text: str) -> str:
+        """The characters of `text` that `tokenize` has no ids for; empty for nearly every vocabulary."""
+        return "" if self._alphabet is None else self._alphabet.unwritable(text)
 
     def token_text(self, token: int) -> str:
         """The text of one entry of the vocabulary as the file spells it."""
@@ -144,25 +152,40 @@ class LlamaVocabulary:
         ids = {ours: self.special_id(theirs) for ours, theirs in TEMPLATE_TOKENS.items()}
         return {f"{name}_token": self.token_text(token) for name, token in ids.items() if token is not None}
 
-    def _closed_alphabet(self) -> frozenset[str] | None:
-        """The characters a sentencepiece vocabulary without byte tokens can write; None for every other kind.
 
-        llama.cpp ends the process when such a vocabulary meets any other character.
-        """
-        if llama_cpp.llama_vocab_type(self._vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
-            return None
-        pieces = {self.token_text(token) for token in range(self.n_vocab)}
-        if "<0x0A>" in pieces:
-            return None
-        return frozenset("".join(piece.replace("▁", " ") for piece in pieces))
+@dataclass(frozen=True)
+class _Alphabet:
+    """The characters a sentencepiece vocabulary without byte tokens can write.
 
-    def _check_alphabet(self, text: str) -> None:
-        if self._alphabet is not None and not self._alphabet.issuperset(text):
-            unknown = next(character for character in text if character not in self._alphabet)
-            raise RuntimeFault(
-                f"{self.path}: the vocabulary has no token for {unknown!r} and no byte tokens to spell it; "
-                "leave that character out"
-            )
+    llama.cpp ends the process when such a vocabulary meets any other character.
+    """
+
+    characters: frozenset[str]
+    special: tuple[str, ...]
+
+    def unwritable(self, text: str) -> str:
+        """The characters of `text`, special tokens left out, that have no token."""
+        for token in self.special:
+            text = text.replace(token, "")
+        return "".join(sorted(set(text) - self.characters))
+
+
+def _alphabet(vocab: Any, n_vocab: int) -> _Alphabet | None:
+    """None for every vocabulary that can write anything."""
+    if llama_cpp.llama_vocab_type(vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+        return None
+    special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+    ordinary, named = set(), []
+    for token in range(n_vocab):
+        text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
+        if llama_cpp.llama_vocab_get_attr(vocab, token) & special:
+            named.append(text)
+        else:
+            ordinary.add(text)
+    if "<0x0A>" in ordinary:
+        return None
+    characters = frozenset(piece.replace("▁", " ") for piece in ordinary if len(piece) == 1)
+    return _Alphabet(characters, tuple(sorted(named, key=len, reverse=True)))
 
 
 def _open(path: Path, vocab_only: bool, n_gpu_layers: int) -> Any:
@@ -183,13 +206,10 @@ def reason(lines: list[str]) -> str:
 
 
 def _metadata(model: Any) -> dict[str, str]:
-    count = llama_cpp.llama_model_meta_count(model)
-    return {
-        _text(llama_cpp.llama_model_meta_key_by_index, model, i): _text(
-            llama_cpp.llama_model_meta_val_str_by_index, model, i
-        )
-        for i in range(count)
-    }
+    indices = range(llama_cpp.llama_model_meta_count(model))
+    keys = [_text(llama_cpp.llama_model_meta_key_by_index, model, index) for index in indices]
+    values = [_text(llama_cpp.llama_model_meta_val_str_by_index, model, index) for index in indices]
+    return dict(sorted(zip(keys, values, strict=True)))
 
 
 def _text(read: Any, model: Any, index: int) -> str:

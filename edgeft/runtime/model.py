@@ -123,9 +123,7 @@ class Model(Protocol):
     ) -> None: ...
 
 
-def load(
-    path: str | Path, *, n_ctx: int = 1024, n_threads: int | None = None, n_gpu_layers: int = 0
-) -> Model:
+def load(path: str | Path, *, n_ctx: int = 1024, n_threads: int | None = None, n_gpu_layers: int = 0) -> Model:
     """Open the GGUF file `path` in llama.cpp.
 
     `n_ctx` is cut to the context the model was trained with. `n_threads` None means every CPU this process

@@ -56,9 +56,7 @@ def without_generation_tags(source: str) -> str:
     transformers uses the tag to find the assistant's tokens; no other renderer knows it. An `if true` keeps
     the white-space control around it.
     """
-    return GENERATION_TAG.sub(
-        lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source
-    )
+    return GENERATION_TAG.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -79,9 +77,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without the escaping for HTML that Jinja's own filter adds."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

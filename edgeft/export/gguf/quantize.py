@@ -1,0 +1,46 @@
+"""Smaller GGUF files, made by llama.cpp's own quantizer."""
+
+import ctypes
+import os
+import re
+from pathlib import Path
+
+import llama_cpp
+
+from edgeft.artifact import writing
+from edgeft.errors import RuntimeFault, UsageError
+from edgeft.runtime.header import check_gguf
+from edgeft.runtime.llama_vocabulary import captured_log, reason
+
+QUANTIZED_FTYPES = (
+    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+"""Types that need no importance matrix, largest first."""
+
+FELL_BACK = re.compile(r"warning: (\S+) +- ncols.*?required for type +(\S+?)\).*?falling back to +(\S+)")
+
+
+def quantize_gguf(src: Path, out: Path, ftype: str, *, n_threads: int | None = None) -> dict[str, str]:
+    """Quantize the F32, F16 or BF16 file `src` to `out`; `n_threads` None means every core.
+
+    Returns the tensors whose rows do not divide into blocks of their type, each with what llama.cpp took
+    instead: `{"blk.0.attn_q.weight": "q4_K -> q5_0"}`. The same input gives the same bytes. Raises UsageError
+    for an unknown ftype, ModelError when `src` is no GGUF file, RuntimeFault when llama.cpp fails.
+    """
+    if ftype not in QUANTIZED_FTYPES:
+        raise UsageError(f"unknown ftype {ftype}; known: {', '.join(QUANTIZED_FTYPES)}")
+    check_gguf(src)
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ftype}")
+    params.nthread = n_threads or 0
+    with writing(out) as temporary:
+        with captured_log() as lines:
+            status = llama_cpp.llama_model_quantize(
+                os.fsencode(src), os.fsencode(temporary), ctypes.byref(params)
+            )
+        if status != 0:
+            raise RuntimeFault(f"{src}: llama.cpp did not quantize it to {ftype}: {reason(lines)}")
+        check_gguf(temporary)
+    return {name: f"{wanted} -> {got}" for name, wanted, got in FELL_BACK.findall(" ".join(lines))}
