@@ -29,9 +29,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     if found != summary["base_sha256"]:
         raise ModelError(
             f"{base}: its weights have sha256 {found[:12]}…, the adapter was trained on "
-            f"{summary['base_sha256'][:12]}…; "
-            "
-            "give the base it was trained on, or train again"
+            f"{summary['base_sha256'][:12]}…; give the base it was trained on, or train again"
         )
     if summary["method"] == "full":
         source = train.path / "model"
