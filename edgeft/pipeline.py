@@ -41,9 +41,7 @@ class Result:
     failure: GateFailed | None
 
 
-def inspect(
-    recipe: Recipe, store: Store, until: str | None = None, force: tuple[str, ...] = ()
-) -> list[State]:
+def inspect(recipe: Recipe, store: Store, until: str | None = None, force: tuple[str, ...] = ()) -> list[State]:
     """The plan and where each step stands, changing nothing on disk but the memory of hashes.
 
     A stage in `force` counts as not up to date, and so does all that reads it. Raises as `plan` does.
@@ -194,11 +192,17 @@ def _refused_by_disk(error: Exception, out: Path) -> Exception:
 
 
 def _failure(artifact: Artifact) -> GateFailed | None:
-    """The failure a stage's artifact stands for, made in this run or before."""
-    if FAILURE not in artifact.files:
+    """The failure a stage's artifact stands for, made in this run or before.
+
+    A check fails by raising GateFailed, or by returning the metric `passed` as 0 with all it measured.
+    """
+    if artifact.metrics.get("passed", 1.0):
         return None
     kind = ParityFailed if artifact.stage == "parity" else GateFailed
-    return kind(artifact.file(FAILURE).read_text(encoding="utf-8").rstrip("\n"))
+    if FAILURE in artifact.files:
+        return kind(artifact.file(FAILURE).read_text(encoding="utf-8").rstrip("\n"))
+    count = f"{artifact.metrics['failed']:.0f} " if "failed" in artifact.metrics else ""
+    return kind(f"{artifact.stage}: {count}not met; see {artifact.path}")
 
 
 def _reasons(recipe: Recipe, planned: Planned, store: Store) -> tuple[str, ...]:

@@ -1,0 +1,155 @@
+"""`edgeft run RECIPE`: the whole road, or its dry run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeft.cli._options import json_option, load_recipe, set_option, workdir_option
+from edgeft.cli._output import print_json, size, table
+
+if TYPE_CHECKING:
+    from edgeft.artifact import Artifact
+    from edgeft.pipeline import Result, State
+    from edgeft.preflight import Estimate
+    from edgeft.recipe import Recipe
+
+
+def command(name: str, text: str) -> click.Command:
+    """The click command `edgeft run`."""
+
+    @click.command(name, help=text)
+    @click.argument("recipe", type=click.Path(path_type=Path))
+    @click.option("--dry-run", is_flag=True, help="Show what would be made, and its cost.")
+    @click.option("--until", metavar="STAGE", help="Stop after this stage.")
+    @click.option("--force", metavar="STAGE", multiple=True, help="Make this stage and what follows again.")
+    @set_option
+    @workdir_option
+    @json_option
+    def run_command(recipe: Path, dry_run: bool, **options: Any) -> None:
+        if dry_run:
+            show_dry_run(recipe, **options)
+        else:
+            run_recipe(recipe, **options)
+
+    return run_command
+
+
+def run_recipe(
+    path: Path,
+    *,
+    until: str | None = None,
+    force: tuple[str, ...] = (),
+    overrides: tuple[str, ...] = (),
+    workdir: Path,
+    as_json: bool = False,
+) -> None:
+    """Run the recipe at `path` and print what came out. Raises GateFailed after printing."""
+    from edgeft.console import terminal_log
+    from edgeft.pipeline import run
+    from edgeft.store import Store
+
+    recipe = load_recipe(path, overrides)
+    log = terminal_log()
+    result = run(recipe, Store(workdir), log, until=until, force=force)
+    if not result.made:
+        log.say("up to date")
+    if as_json:
+        print_json(_result_json(recipe, workdir, result))
+    else:
+        _print_result(recipe, workdir, result)
+    if result.failure is not None:
+        raise result.failure
+
+
+def show_dry_run(
+    path: Path,
+    *,
+    until: str | None,
+    force: tuple[str, ...],
+    overrides: tuple[str, ...],
+    workdir: Path,
+    as_json: bool,
+) -> None:
+    """Print the plan, with disk, memory and minutes of what is not up to date."""
+    from edgeft.pipeline import inspect
+    from edgeft.preflight import estimate
+    from edgeft.store import Store
+
+    recipe = load_recipe(path, overrides)
+    states = inspect(recipe, Store(workdir), until, force)
+    estimates = estimate(recipe, states)
+    if as_json:
+        print_json([_state_json(state, estimates.get(state.planned.stage)) for state in states])
+        return
+    rows = [_state_row(state, estimates.get(state.planned.stage)) for state in states]
+    click.echo(table(("stage", "disk", "memory", "minutes", "state"), rows))
+    click.echo(_totals(list(estimates.values())))
+
+
+def _state_row(state: "State", cost: "Estimate | None") -> tuple[str, ...]:
+    what = "up to date" if state.artifact else f"to do: {'; '.join(state.reasons)}"
+    if cost is None:
+        return (state.planned.stage, "-", "-", "-", what)
+    minutes = "unknown" if cost.minutes is None else f"{cost.minutes:.1f}"
+    disk, memory = ("unknown" if n is None else size(n) for n in (cost.disk_bytes, cost.ram_bytes))
+    return (state.planned.stage, disk, memory, minutes, what)
+
+
+def _totals(costs: "list[Estimate]") -> str:
+    if not costs:
+        return "all up to date"
+    disk = sum(cost.disk_bytes or 0 for cost in costs)
+    memory = max(cost.ram_bytes or 0 for cost in costs)
+    minutes = sum(cost.minutes or 0 for cost in costs)
+    unknown = any(None in (cost.disk_bytes, cost.ram_bytes, cost.minutes) for cost in costs)
+    about = "at least" if unknown else "about"
+    return f"{about} {minutes:.1f} minutes, {size(disk)} on disk, {size(memory)} of memory (rough estimates)"
+
+
+def _state_json(state: "State", cost: "Estimate | None") -> dict[str, Any]:
+    return {
+        "stage": state.planned.stage,
+        "key": state.planned.key,
+        "up_to_date": state.artifact is not None,
+        "reasons": list(state.reasons),
+        "disk_bytes": cost.disk_bytes if cost else None,
+        "ram_bytes": cost.ram_bytes if cost else None,
+        "minutes": cost.minutes if cost else None,
+    }
+
+
+def _result_json(recipe: "Recipe", workdir: Path, result: "Result") -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "folder": str(workdir / recipe.name),
+        "passed": result.failure is None,
+        "stages": {
+            stage: {
+                "path": str(workdir / recipe.name / stage),
+                "key": artifact.key,
+                "made": stage in result.made,
+                "metrics": artifact.metrics,
+                "files": sorted(artifact.files),
+            }
+            for stage, artifact in result.artifacts.items()
+        },
+    }
+
+
+def _print_result(recipe: "Recipe", workdir: Path, result: "Result") -> None:
+    """The report when there is one, else the last stage's numbers; then where things are."""
+    stage, last = list(result.artifacts.items())[-1]
+    if stage == "report":
+        click.echo(last.file("report.md").read_text(encoding="utf-8"))
+    elif last.metrics:
+        click.echo(table((stage, "value"), [(name, f"{value:.6g}") for name, value in last.metrics.items()]))
+    click.echo(f"{stage}: {workdir / recipe.name / stage}")
+    if shipped := _shipped(recipe, result.artifacts.get("export")):
+        click.echo(f"file:   {workdir / recipe.name / 'export' / shipped}")
+
+
+def _shipped(recipe: "Recipe", export: "Artifact | None") -> str | None:
+    """Name of the file that ships."""
+    name = f"{recipe.name}-{recipe.export.shipped}.gguf"
+    return name if export is not None and name in export.files else None
