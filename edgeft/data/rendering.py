@@ -61,8 +61,10 @@ def _render(
     *,
     generate: bool,
 ) -> str:
-    if not messages and not generate:
-        return ""
+    if not messages:  # an assistant that speaks first: templates refuse an empty conversation
+        probe = [{"role": "user", "content": "x"}]
+        asked = _render(tokenizer, probe, tools, generate=True)
+        return asked.removeprefix(_render(tokenizer, probe, tools, generate=False))
     return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate))
 
 
