@@ -73,7 +73,7 @@ SPINE = (
     Step("gate", ("parity", "baseline", "bench"), ("gate",), extra="gguf", stops=False),
     Step(
         "report",
-        ("data", "train", "export", "parity", "baseline", "bench", "gate"),
+        ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),
         ("name", "seed", "model", "data", "train", "export", "bench", "gate"),
         extra="gguf",
     ),

@@ -22,7 +22,7 @@ UNITS: dict[str, dict[str, float]] = {
     RATE: {"": 1, "tokens/s": 1},
 }
 OTHER_METRICS = {
-    "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": NUMBER,
+    "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": SHARE,
     "load_ms": MS, "ttft_ms_p50": MS, "ttft_ms_p95": MS, "itl_ms_p50": MS, "itl_ms_p95": MS,
     "prompt_tokens_per_s": RATE, "decode_tokens_per_s": RATE, "peak_rss_bytes": BYTES, "size_bytes": BYTES,
 }  # fmt: skip

@@ -1,14 +1,18 @@
 """Whether a measured file may ship: measurements against budgets."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeft.artifact import MANIFEST, read_artifact
 from edgeft.bench.budgets import Budget, parse_budget
 from edgeft.bench.statistics import bootstrap_interval
+from edgeft.errors import ArtifactError
 
 ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
 
@@ -82,6 +86,40 @@ def collect(
         if score is not None and len(score["outcomes"]) == len(reference["outcomes"]):
             measured[f"{reference['metric']}_drop"] = _drop(reference, score)
     return measured
+
+
+def judge_folder(path: Path, budgets: Mapping[str, str]) -> Verdict:
+    """Judge what a run measured: `path` is a run's folder (stage folders in it) or one bench.json.
+
+    Drops and parity are judged where their stages are beside the bench stage, else they count as not
+    measured. Raises ArtifactError when there is no bench.json or it cannot be read, UsageError as `judge`.
+    """
+    file = path if path.is_file() else path / "bench" / "bench.json"
+    if not file.is_file() and (path / "bench.json").is_file():
+        file = path / "bench.json"
+    run = file.parent.parent
+    baseline = run / "baseline" / "baseline.json"
+    parity = run / "parity"
+    measured = collect(
+        _read(file),
+        _read(baseline) if baseline.is_file() else None,
+        read_artifact(parity).metrics if (parity / MANIFEST).is_file() else None,
+    )
+    return judge(budgets, measured)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); run the stage that makes it"
+        ) from None
+    except ValueError:
+        raise ArtifactError(f"{path}: not valid JSON; run the stage that makes it again") from None
+    if "metrics" not in content and "forms" not in content:
+        raise ArtifactError(f"{path}: not a result of edgeft; give a run's folder or its bench.json")
+    return content
 
 
 def _row(budget: Budget, measured: Measured | None) -> Row:

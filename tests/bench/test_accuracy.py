@@ -1,12 +1,12 @@
 """Evaluation of a scripted model: what is right, wrong, cut and too long, counted by hand."""
 
 import pytest
-from fake_model import FakeModel
 
 from edgeft.bench.accuracy import evaluate
 from edgeft.bench.examples import Example
 from edgeft.console import silent_log
 from edgeft.errors import RuntimeFault
+from tests.bench.fake_model import FakeModel
 
 
 def example(question: str, answer: str, **fields: object) -> Example:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_model import FakeModel
 
 from edgeft.bench import host, latency, worker
 from edgeft.bench.examples import Example
 from edgeft.bench.latency import LatencyPlan, Measurement, Run, measure
 from edgeft.console import silent_log
 from edgeft.errors import ModelError, RuntimeFault, UsageError
+from tests.bench.fake_model import FakeModel
 
 PLAN = {"prompts": 2, "n_gen": 5, "repetitions": 3, "warmup": 1, "reloads": 2}
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgeft.training.generation import _batches, find_stop_ids, generate_greedily
+from tests.tiny import make_tiny_llama
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20], [30, 31, 32]]
 

@@ -1,0 +1,89 @@
+"""The report as data: what every stage found, without raw samples, in one JSON object."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FORMAT = 1
+LATENCY_NOTE_LOAD = 0.5  # load per core from which other processes are likely to have disturbed the clock
+
+
+def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather the parts of a run, each of which may be missing.
+
+    `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json), `train`
+    (rows of log.jsonl), `files` (rows of files.json with sha256 and
+    ships), `parity`, `baseline`, `bench` and `verdict`
+    (their JSON), `provenance` (names and values) to what the stages wrote. A section of the report is None
+    where its part is missing.
+    """
+    bench, baseline = parts.get("bench"), parts.get("baseline")
+    return {
+        "format": FORMAT,
+        "recipe": parts.get("recipe", {}),
+        "data": parts.get("data"),
+        "training": _training(parts["train"]) if parts.get("train") else None,
+        "files": parts.get("files"),
+        "parity": parts.get("parity"),
+        "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
+        "latency": _latency(bench["latency"]) if bench else None,
+        "provenance": parts.get("provenance", {}),
+        "verdict": parts.get("verdict"),
+    }
+
+
+def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """First and last loss of training and evaluation; training losses are the mean of up to ten steps."""
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    evaluations = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
+    few = max(1, min(10, len(losses) // 10))
+    return {
+        "steps": max((row["step"] for row in rows if "step" in row), default=0),
+        "loss_first": _mean(losses[:few]),
+        "loss_last": _mean(losses[-few:]),
+        "loss_steps_averaged": few,
+        "eval_loss_first": evaluations[0] if evaluations else None,
+        "eval_loss_last": evaluations[-1] if evaluations else None,
+        "tokens": _sum(rows, "tokens"),
+        "seconds": _sum(rows, "seconds"),
+    }
+
+
+def _accuracy(
+    recipe: Mapping[str, Any], bench: Mapping[str, Any] | None, baseline: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    forms = list(baseline["forms"]) if baseline else []
+    if bench:
+        label = f"fine-tuned file, {recipe.get('ship') or 'shipped'}"
+        forms.insert(0, {**bench["accuracy"], "form": "file", "label": label, "note": bench["file"]})
+    rows = [
+        {
+            **{key: form.get(key) for key in ("form", "label", "note", "n", "cut_by_length", "prompts_too_long")},
+            "scores": [{k: v for k, v in score.items() if k != "outcomes"} for score in form["scores"]],
+        }
+        for form in forms
+    ]
+    metrics = dict.fromkeys(score["metric"] for row in rows for score in row["scores"])
+    return {"metrics": list(metrics), "rows": rows}
+
+
+def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+    host = latency["host"]
+    before = host.get("load_average_before")
+    return {
+        "summary": latency["summary"],
+        "n_gen": latency["n_gen"],
+        "n_runs": len(latency["runs"]),
+        "left_out": latency["left_out"],
+        "host": host,
+        "busy": before is not None and before > LATENCY_NOTE_LOAD * host.get("n_cores", 1),
+        "definitions": latency["definitions"],
+    }
+
+
+def _sum(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) if values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

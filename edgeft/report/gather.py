@@ -1,0 +1,67 @@
+"""Reading what the stages of a run left on disk; any stage may be missing."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import ArtifactError
+
+RESULTS = {
+    "data": "summary.json",
+    "parity": "parity.json",
+    "baseline": "baseline.json",
+    "bench": "bench.json",
+    "gate": "verdict.json",
+}
+
+
+def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts `build.build_report` takes, from {stage: its folder} and what is known of the recipe.
+
+    Raises ArtifactError for a file that is there and is not JSON.
+    """
+    parts: dict[str, Any] = {"recipe": dict(recipe)}
+    for stage, name in RESULTS.items():
+        if stage in folders and (folders[stage] / name).is_file():
+            parts["verdict" if stage == "gate" else stage] = _read(folders[stage] / name)
+    if "train" in folders and (folders["train"] / "log.jsonl").is_file():
+        parts["train"] = _read_lines(folders["train"] / "log.jsonl")
+    if "export" in folders and (folders["export"] / "files.json").is_file():
+        parts["files"] = _files(folders["export"], recipe.get("ship"))
+    parts["provenance"] = _provenance(folders)
+    return parts
+
+
+def _files(export: Path, ship: str | None) -> list[dict[str, Any]]:
+    entries = _read(export / "files.json")
+    manifest = export / "manifest.json"
+    records = _read(manifest)["files"] if manifest.is_file() else {}
+    ships = ship or entries[-1]["ftype"]
+    return [
+        {**entry, "sha256": records.get(entry["file"], {}).get("sha256"), "ships": entry["ftype"] == ships}
+        for entry in entries
+    ]
+
+
+def _provenance(folders: Mapping[str, Path]) -> dict[str, Any]:
+    path = folders.get("merge", Path()) / "provenance.json"
+    known: dict[str, Any] = _read(path) if "merge" in folders and path.is_file() else {}
+    for stage, folder in folders.items():
+        if (folder / "manifest.json").is_file():
+            known[f"{stage} artifact"] = _read(folder / "manifest.json").get("key")
+    return known
+
+
+def _read_lines(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON lines ({error}); run the stage that makes it again") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); run the stage that makes it again") from None

@@ -1,0 +1,53 @@
+"""The report as plain text of at most 80 columns, the verdict last."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from edgeft.report.tables import Table, report_tables, verdict_line, verdict_table
+
+WIDTH = 80
+GAP = "  "
+
+
+def to_terminal(report: Mapping[str, Any]) -> str:
+    """The whole report; the last line is the verdict."""
+    name = report["recipe"].get("name")
+    blocks = [f"edgeft report: {name}"] if name else []
+    blocks += [_block(table) for table in report_tables(report)]
+    if report["verdict"]:
+        blocks.append(_wrap(verdict_line(report["verdict"])))
+    return "\n\n".join(blocks) + "\n"
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """The table of verdict.json and its line, for commands that judge without a report."""
+    return f"{_block(verdict_table(verdict))}\n\n{_wrap(verdict_line(verdict))}\n"
+
+
+def _block(table: Table) -> str:
+    lines = [table.title, *_rows(table), *(_wrap(f"- {note}", "  ") for note in table.notes)]
+    return "\n".join(lines)
+
+
+def _rows(table: Table) -> list[str]:
+    names = tuple(column.removeprefix(">") for column in table.columns)
+    rows = [names, *table.rows] if any(names) else list(table.rows)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
+    excess = 2 + sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
+    if table.shrinks is not None and excess > 0:
+        widths[table.shrinks] = max(8, widths[table.shrinks] - excess)
+    right = [column.startswith(">") for column in table.columns]
+    return [
+        ("  " + GAP.join(_cell(c, w, r) for c, w, r in zip(row, widths, right, strict=True))).rstrip() for row in rows
+    ]
+
+
+def _cell(text: str, width: int, right: bool) -> str:
+    if len(text) > width:
+        text = text[: width - 1] + "…"
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")

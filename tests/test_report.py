@@ -1,0 +1,187 @@
+"""The report: complete, without some of its parts, narrow enough, and safe to render."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft.bench.gate import Measured, judge
+from edgeft.bench.latency import Measurement, Run
+from edgeft.bench.metrics import score_texts
+from edgeft.errors import ArtifactError
+from edgeft.report.build import build_report
+from edgeft.report.gather import gather
+from edgeft.report.markdown import to_markdown
+from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, size, three
+from edgeft.report.terminal import to_terminal, verdict_text
+
+METRICS = ("exact_match", "json_valid", "json_field_f1")
+REFERENCES = [f'{{"tool": "lights", "room": {i}}}' for i in range(20)]
+
+
+def form(name: str, label: str, n_right: int, **fields: Any) -> dict[str, Any]:
+    answers = REFERENCES[:n_right] + ["?"] * (20 - n_right)
+    scores = [score.to_json() for score in score_texts(METRICS, answers, REFERENCES)]
+    rest = {"n": 20, "scores": scores, "cut_by_length": 0, "prompts_too_long": 0, "note": ""}
+    return {"form": name, "label": label} | rest | fields
+
+
+def parts() -> dict[str, Any]:
+    host = {"cpu": "Some CPU @ 2 GHz", "n_cores": 2, "n_threads": 2, "backend": {"llama-cpp-python": "0.3"}}
+    host |= {"load_average_before": 1.9, "load_average_after": 2.0}
+    runs = [Run(0, 0, 50, 12.0, 10.0, [2.0, 4.0])]
+    measurement = Measurement([45.0, 9.0], runs, 61_000_000, 4_320_000, n_gen=3, left_out=1, host=host)
+    verdict = judge(
+        {"exact_match": ">= 0.90", "size_bytes": "<= 4MB", "kl_mean": "<= 0.02", "exact_match_drop": "<= 1%"},
+        {
+            "exact_match": Measured(0.95, 20, (0.764, 0.991)),
+            "size_bytes": Measured(4.32e6),
+            "exact_match_drop": Measured(0.0),
+        },
+    )
+    split = {"examples": 1200, "tokens": 51234, "loss_tokens": 20000, "longest": 91, "dropped": 2, "truncated": 0}
+    return {
+        "recipe": {"name": "home-assistant", "method": "lora", "ship": "Q4_K_M", "seed": 42, "base": "edgeft/nano"},
+        "data": {"train": split, "test": split},
+        "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
+        + [{"step": 30, "eval_loss": 1.25}],
+        "files": [
+            {"file": "home-assistant-F16.gguf", "ftype": "F16", "bytes": 13_000_000, "sha256": "ab" * 32},
+            {"file": "home-assistant-Q4_K_M.gguf", "ftype": "Q4_K_M", "bytes": 4_320_000, "sha256": "cd" * 32}
+            | {"ships": True},
+        ],
+        "baseline": {
+            "forms": [
+                form("merged", "fine-tuned, torch", 19),
+                form("base_zero_shot", "base, zero-shot", 0, note="first line only", cut_by_length=7),
+                form("classical", "TF-IDF + nearest prompt", 9),
+            ]
+        },
+        "bench": {"file": "home-assistant-Q4_K_M.gguf", "accuracy": form("", "", 19, prompts_too_long=1)}
+        | {"latency": measurement.to_json()},
+        "verdict": verdict.to_json(),
+        "provenance": {"base": "edgeft/nano", "recipe_sha256": "ef" * 32},
+    }
+
+
+def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
+    text = to_terminal(build_report(parts()))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.splitlines()[-1] == "FAIL: 2 of 4 budgets not met: size_bytes, kl_mean"
+    for expected in (
+        "fine-tuned file, Q4_K_M  20  0.950 [0.764, 0.991]",
+        "base, zero-shot          20  0.000 [0.000, 0.161]",
+        "base, zero-shot: first line only; 7 answers cut by the length limit",
+        "fine-tuned file, Q4_K_M: home-assistant-Q4_K_M.gguf; 1 prompts longer",
+        "training loss    3.800 → 1.100",
+        "validation loss  1.250 → 1.250",
+        "time             1.0 min",
+        "home-assistant-Q4_K_M.gguf *  4.32 MB  cdcdcd",
+        "time between tokens",
+        "The machine was busy (load 1.9 on 2 cores",
+        "Some CPU @ 2 GHz, 2 threads; llama-cpp-python 0.3",
+    ):
+        assert expected in text
+
+
+def test_verdict_rows_say_by_how_much() -> None:
+    rows = [line.split() for line in verdict_text(parts()["verdict"]).splitlines()]
+    assert ["pass", "exact_match", "0.950", ">=", "0.90", "+0.050", "(+6", "%)"] in rows
+    assert ["FAIL", "size_bytes", "4.32", "MB", "<=", "4MB", "-320", "KB", "(-8", "%)"] in rows
+    assert ["FAIL", "kl_mean", "-", "<=", "0.02", "-"] in rows
+    text = verdict_text(parts()["verdict"])
+    assert "exact_match [0.764, 0.991]: the limit lies inside the 95 % interval of 20" in text
+    assert "kl_mean: not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("budgets", "line"),
+    [({}, "PASS: the recipe sets no budgets"), ({"kl_mean": "<= 1"}, "PASS: 1 of 1 budgets met")],
+)
+def test_passed(budgets: dict[str, str], line: str) -> None:
+    verdict = judge(budgets, {"kl_mean": Measured(0.5)}).to_json()
+    assert verdict_text(verdict).splitlines()[-1] == line
+
+
+def test_report_json_holds_no_raw_samples_and_is_json() -> None:
+    report = build_report(parts())
+    text = json.dumps(report, allow_nan=False)
+    assert "outcomes" not in text
+    assert "runs" not in report["latency"]
+    assert report["accuracy"]["metrics"] == list(METRICS)
+    assert [row["form"] for row in report["accuracy"]["rows"]] == ["file", "merged", "base_zero_shot", "classical"]
+    assert report["training"] | {"seconds": 0} == {
+        "steps": 30, "loss_first": pytest.approx(3.8), "loss_last": pytest.approx(1.1), "loss_steps_averaged": 3,
+        "eval_loss_first": 1.25, "eval_loss_last": 1.25, "tokens": 3000, "seconds": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [*parts(), "everything"])
+def test_a_part_may_be_missing(missing: str) -> None:
+    some = {} if missing == "everything" else {name: part for name, part in parts().items() if name != missing}
+    report = build_report(some)
+    assert to_terminal(report)
+    assert to_markdown(report).startswith("# ")
+
+
+def test_markdown_cuts_nothing_and_starts_with_the_verdict() -> None:
+    text = to_markdown(build_report(parts()))
+    assert text.splitlines()[2] == "**FAIL: 2 of 4 budgets not met: size\\_bytes, kl\\_mean**"
+    assert "cd" * 32 in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert "|---|---|---:|---|---:|" in tables
+
+
+def test_text_from_outside_stays_text() -> None:
+    hostile = copy.deepcopy(parts())
+    hostile["recipe"]["ship"] = "<img src=x> | `x` *b*"
+    text = to_markdown(build_report(hostile))
+    assert "fine-tuned file, \\<img src=x\\> \\| \\`x\\` \\*b\\*" in text
+
+
+def test_gather_reads_what_is_there(tmp_path: Path) -> None:
+    given = parts()
+    folders = {stage: tmp_path / stage for stage in ("data", "train", "merge", "export", "bench", "gate")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["data"] / "summary.json").write_text(json.dumps(given["data"]))
+    (folders["train"] / "log.jsonl").write_text("\n".join(map(json.dumps, given["train"])))
+    (folders["merge"] / "provenance.json").write_text('{"base_sha256": "12"}')
+    (folders["export"] / "files.json").write_text(
+        '[{"file": "a.gguf", "ftype": "F16", "bytes": 9}, {"file": "b.gguf", "ftype": "Q8_0", "bytes": 5}]'
+    )
+    manifest = {"key": "k1", "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "b.gguf": {"bytes": 5, "sha256": "bb"}}}
+    (folders["export"] / "manifest.json").write_text(json.dumps(manifest))
+    (folders["bench"] / "bench.json").write_text(json.dumps(given["bench"]))
+    found = gather(folders, {"name": "n", "ship": "F16"})
+    assert set(found) == {"recipe", "data", "train", "files", "bench", "provenance"}
+    assert found["train"] == given["train"]
+    assert [(f["sha256"], f["ships"]) for f in found["files"]] == [("aa", True), ("bb", False)]
+    assert [f["ships"] for f in gather(folders, {})["files"]] == [False, True]
+    assert found["provenance"] == {"base_sha256": "12", "export artifact": "k1"}
+    assert to_terminal(build_report(found))
+
+
+def test_gather_names_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"bench.json: not JSON .* run the stage that makes it again"):
+        gather({"bench": tmp_path}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (share(0.9533), "0.953"), (share(0.99967), "0.9997"), (share(1.0), "1.000"), (share(0.0), "0.000"),
+        (size(512), "512 B"), (size(1000), "1.00 KB"), (size(6_912_345), "6.91 MB"), (size(-320_000), "-320 KB"),
+        (milliseconds(12.34), "12.3 ms"), (milliseconds(0.25), "0.250 ms"), (milliseconds(1234.5), "1.23 s"),
+        (duration(12.34), "12.3 s"), (duration(150), "2.5 min"), (duration(5400), "1.5 h"),
+        (count(1234567), "1,234,567"),
+        (three(0), "0.00"), (three(0.01234), "0.012"), (three(0.00012), "1.2e-04"), (three(153.4), "153"),
+        (in_unit(0.5, "share"), "0.500"), (in_unit(2e6, "bytes"), "2.00 MB"), (in_unit(3, "ms"), "3.00 ms"),
+        (in_unit(153.4, "tokens/s"), "153 tok/s"), (in_unit(0.0123, "number"), "0.012"),
+    ],
+)  # fmt: skip
+def test_numbers(text: str, expected: str) -> None:
+    assert text == expected
