@@ -47,13 +47,9 @@ PATHS = (
 TORCH = ("torch", "transformers")
 SPINE = (
     Step("data", (), ("model", "data", "seed"), ("base", "data"), packages=("transformers", "tokenizers")),
-    Step(
-        "train", ("data",), ("model", "train", "seed"), ("base",), packages=(*TORCH, "peft"), resumable=True
-    ),
-    Step("merge", ("data", "train"), ("model", "train", "merge"), ("base",), packages=(*TORCH, "peft")),
-    Step(
-        "export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")
-    ),
+    Step("train", ("data",), ("model", "train", "seed"), ("base",), packages=(*TORCH, "peft"), resumable=True),
+    Step("merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",), packages=(*TORCH, "peft")),
+    Step("export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")),
     Step(
         "parity",
         ("data", "train", "merge", "export"),
@@ -74,15 +70,11 @@ SPINE = (
     Step(
         "report",
         ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),
-        ("name", "seed", "model", "data", "train", "export", "bench", "gate"),
+        ("name", "seed", "model", "train", "export"),
         extra="gguf",
     ),
 )
-PRETRAIN = (
-    Step(
-        "pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True
-    ),
-)
+PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
 STAGES = tuple(step.stage for step in (*SPINE, *PRETRAIN))
 
 

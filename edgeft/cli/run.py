@@ -1,5 +1,6 @@
 """`edgeft run RECIPE`: the whole road, or its dry run."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,15 +139,22 @@ def _result_json(recipe: "Recipe", workdir: Path, result: "Result") -> dict[str,
 
 
 def _print_result(recipe: "Recipe", workdir: Path, result: "Result") -> None:
-    """The report when there is one, else the last stage's numbers; then where things are."""
+    """What the last stage found, then where things are."""
     stage, last = list(result.artifacts.items())[-1]
-    if stage == "report":
-        click.echo(last.file("report.md").read_text(encoding="utf-8"))
-    elif last.metrics:
-        click.echo(table((stage, "value"), [(name, f"{value:.6g}") for name, value in last.metrics.items()]))
+    click.echo(_summary(stage, last))
     click.echo(f"{stage}: {workdir / recipe.name / stage}")
     if shipped := _shipped(recipe, result.artifacts.get("export")):
         click.echo(f"file:   {workdir / recipe.name / 'export' / shipped}")
+
+
+def _summary(stage: str, artifact: "Artifact") -> str:
+    if stage == "report":
+        return artifact.file("report.txt").read_text(encoding="utf-8")
+    if stage == "gate":
+        from edgeft.report.terminal import verdict_text
+
+        return verdict_text(json.loads(artifact.file("verdict.json").read_bytes()))
+    return table((stage, "value"), [(name, f"{value:.6g}") for name, value in artifact.metrics.items()])
 
 
 def _shipped(recipe: "Recipe", export: "Artifact | None") -> str | None:
