@@ -32,19 +32,16 @@ class ModelFolder:
     tokenizer_config: dict[str, Any]
     chat_template: str | None
 
-    @property
-    def stop_ids(self) -> list[int]:
-        """Ids that end an answer: the tokenizer's EOS, then the generation config's (else the config's)."""
-        declared = self.generation_config.get("eos_token_id", self.config.get("eos_token_id"))
-        others = declared if isinstance(declared, list) else [declared]
-        ids = [self.special_id("eos"), *others]
-        return list(dict.fromkeys(token for token in ids if token is not None))
-
     def special_id(self, name: str) -> int | None:
         """Id of the token `tokenizer_config.json` calls `<name>_token`, or None."""
-        token = self.tokenizer_config.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
+        text = self.special_text(name)
         return None if text is None else self.token_ids.get(text)
+
+    def special_text(self, name: str) -> str | None:
+        """Text of the token `tokenizer_config.json` calls `<name>_token`, or None."""
+        token = self.tokenizer_config.get(f"{name}_token")
+        text: str | None = token.get("content") if isinstance(token, dict) else token
+        return text
 
     @property
     def token_ids(self) -> dict[str, int]:

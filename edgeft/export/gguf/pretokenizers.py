@@ -45,9 +45,7 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
             f"split as one of llama.cpp's ({', '.join(KNOWN.values())})"
         )
     if tokenizer["model"].get("ignore_merges", False) and name not in IGNORES_MERGES:
-        raise ModelError(
-            f"tokenizer.json: ignore_merges with the pre-tokenizer {name}: llama.cpp has no such mix"
-        )
+        raise ModelError(f"tokenizer.json: ignore_merges with the pre-tokenizer {name}: llama.cpp has no such mix")
     return name
 
 

@@ -37,9 +37,7 @@ def quantize_gguf(src: Path, out: Path, ftype: str, *, n_threads: int | None = N
     params.nthread = n_threads or 0
     with writing(out) as temporary:
         with captured_log() as lines:
-            status = llama_cpp.llama_model_quantize(
-                os.fsencode(src), os.fsencode(temporary), ctypes.byref(params)
-            )
+            status = llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(temporary), ctypes.byref(params))
         if status != 0:
             raise RuntimeFault(f"{src}: llama.cpp did not quantize it to {ftype}: {reason(lines)}")
         check_gguf(temporary)

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
+from edgeft.export.gguf.vocabulary import stop_ids
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary
 
 N_RANDOM, SEED = 64, 20240229
@@ -49,10 +50,8 @@ def verify_vocabulary(path: Path, folder: ModelFolder, texts: Iterable[str] = ()
             theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
             _same(folder.path, text, theirs, vocabulary.tokenize(text))
         theirs = tokenizer("Hello", add_special_tokens=True)["input_ids"]
-        _same(
-            folder.path, "Hello, with special tokens", theirs, vocabulary.tokenize("Hello", add_special=True)
-        )
-        unknown = [token for token in folder.stop_ids if token not in vocabulary.eos_ids]
+        _same(folder.path, "Hello, with special tokens", theirs, vocabulary.tokenize("Hello", add_special=True))
+        unknown = [token for token in stop_ids(folder) if token not in vocabulary.eos_ids]
     if unknown:
         raise ModelError(
             f"{folder.path}: the end tokens {unknown} do not fit a GGUF file, which names three; "

@@ -14,9 +14,11 @@ from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.architectures import Metadata
 from edgeft.export.gguf.pretokenizers import pre_tokenizer_name
+from edgeft.runtime.template import ChatTemplate, without_generation_tags
 
 SPACE = "▁"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+PROBE = "edgeft"
 STOP_KEYS = ("eos", "eot", "eom")
 """llama.cpp's names for the tokens that end an answer, in the order they are given out."""
 
@@ -39,8 +41,31 @@ def vocabulary_metadata(folder: ModelFolder, n_vocab: int) -> Metadata:
     metadata["tokenizer.ggml.token_type"] = _types(folder.tokenizer, texts)
     metadata |= _special_tokens(folder)
     if folder.chat_template is not None:
-        metadata["tokenizer.chat_template"] = folder.chat_template
+        metadata["tokenizer.chat_template"] = without_generation_tags(folder.chat_template)
     return metadata
+
+
+def stop_ids(folder: ModelFolder) -> list[int]:
+    """Ids that end an answer: the tokenizer's EOS, the special token the chat template puts behind an answer,
+    and those of the generation config (else of the config)."""
+    declared = folder.generation_config.get("eos_token_id", folder.config.get("eos_token_id"))
+    others = declared if isinstance(declared, list) else [declared]
+    ids = [folder.special_id("eos"), _turn_end(folder), *others]
+    return list(dict.fromkeys(token for token in ids if token is not None))
+
+
+def _turn_end(folder: ModelFolder) -> int | None:
+    """The first special token behind an assistant's message."""
+    if folder.chat_template is None:
+        return None
+    texts = {f"{name}_token": folder.special_text(name) for name in ("bos", "eos", "unk", "pad")}
+    template = ChatTemplate(folder.chat_template, {name: text for name, text in texts.items() if text})
+    turn = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+    rendered = template.render(turn, tools=None, add_generation_prompt=False)
+    behind = rendered[rendered.rindex(PROBE) + len(PROBE) :]
+    added = {token["content"]: token["id"] for token in folder.tokenizer.get("added_tokens", [])}
+    found = [(behind.index(text), -len(text), token) for text, token in added.items() if text in behind]
+    return min(found)[2] if found else None
 
 
 def _texts(folder: ModelFolder, n_vocab: int) -> list[str]:
@@ -72,9 +97,7 @@ def _byte_level(tokenizer: dict[str, Any]) -> Metadata:
     normalizer = tokenizer.get("normalizer")
     # llama.cpp does not compose characters; most text already is composed, so NFC is let through.
     if normalizer not in (None, {"type": "NFC"}):
-        raise ModelError(
-            f"tokenizer.json: llama.cpp's byte-level BPE has no normalizer {json.dumps(normalizer)}"
-        )
+        raise ModelError(f"tokenizer.json: llama.cpp's byte-level BPE has no normalizer {json.dumps(normalizer)}")
     merges = tokenizer["model"]["merges"]
     if not merges:
         raise ModelError("tokenizer.json: no merges; llama.cpp needs at least one in byte-level BPE")
@@ -112,9 +135,7 @@ def _prefixes_space(tokenizer: dict[str, Any]) -> bool:
             return True
         if normalizer in (replace, {"type": "Sequence", "normalizers": [replace]}):
             return False
-    elif (
-        normalizer is None and pre_tokenizer["type"] == "Metaspace" and pre_tokenizer["replacement"] == SPACE
-    ):
+    elif normalizer is None and pre_tokenizer["type"] == "Metaspace" and pre_tokenizer["replacement"] == SPACE:
         return bool(pre_tokenizer.get("prepend_scheme", "always") != "never")
     raise ModelError(
         f"tokenizer.json: the normalizer {json.dumps(normalizer, ensure_ascii=False)} with the pre-tokenizer "
@@ -123,7 +144,7 @@ def _prefixes_space(tokenizer: dict[str, Any]) -> bool:
 
 
 def _special_tokens(folder: ModelFolder) -> Metadata:
-    stops = folder.stop_ids
+    stops = stop_ids(folder)
     if not stops:
         raise ModelError(
             f"{folder.path}: no token ends an answer; set eos_token in tokenizer_config.json or "

@@ -89,9 +89,7 @@ def _plan(
         if stored is None:
             raise ModelError(f"{checkpoint.path}: the tensor {rule.source} is missing from the weights")
         if stored.shape != rule.shape:
-            raise ModelError(
-                f"{stored.file}: {rule.source} has shape {stored.shape}; config.json says {rule.shape}"
-            )
+            raise ModelError(f"{stored.file}: {rule.source} has shape {stored.shape}; config.json says {rule.shape}")
     left = set(checkpoint.tensors) - {rule.source for rule in rules} - {"lm_head.weight"}
     left = {name for name in left if not name.endswith(architecture.ignored or ())}
     if left:
@@ -103,9 +101,7 @@ def _plan(
     return [_Planned(rule, f32 if len(rule.shape) < 2 else kind) for rule in rules]
 
 
-def _write(
-    path: Path, name: str, metadata: Metadata, checkpoint: Checkpoint, plan: list[_Planned], log: Log
-) -> None:
+def _write(path: Path, name: str, metadata: Metadata, checkpoint: Checkpoint, plan: list[_Planned], log: Log) -> None:
     writer = gguf.GGUFWriter(path, name)
     with contextlib.closing(writer):
         _write_with(writer, metadata, checkpoint, plan, log)
@@ -139,9 +135,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:
-        item = {int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}[
-            type(value[0])
-        ]
+        item = {int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}[type(value[0])]
         writer.add_key_value(key, value, GGUFValueType.ARRAY, item)
 
 

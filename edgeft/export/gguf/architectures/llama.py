@@ -126,9 +126,7 @@ ARCHITECTURE = Architecture(
 def _check(config: dict[str, Any]) -> None:
     rope_type = rope_parameters(config)["rope_type"]
     if rope_type not in ROPE_TYPES:
-        raise ModelError(
-            f"config.json: rope_type {rope_type!r} is not supported; only {', '.join(ROPE_TYPES)}"
-        )
+        raise ModelError(f"config.json: rope_type {rope_type!r} is not supported; only {', '.join(ROPE_TYPES)}")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelError(f"config.json: hidden_act {activation!r}: llama.cpp's llama graph has only silu")

@@ -1,0 +1,85 @@
+"""Comparing files with the folder they were made from, without a recipe."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeft.console import Log
+from edgeft.errors import DataError, UsageError
+from edgeft.parity.compare import compare_forms
+from edgeft.parity.forms import Prompt, gguf_form
+from edgeft.parity.torch_form import folder_form
+
+QUESTIONS = (
+    "Hello!",
+    "Turn on the kitchen light.",
+    "Set a timer for ten minutes.",
+    "What is the weather like in Paris tomorrow?",
+    "Once upon a time, there was a little girl who",
+    "Write one sentence about the sea.",
+    "What is 12 times 7?",
+    "Translate to French: good morning",
+    "I lost my card, what should I do now?",
+    "Book a table for two at 7:30 pm.",
+    "List three colours.",
+    "Why is the sky blue?",
+    "Is a tomato a fruit?",
+    "naïve café, 100 % – “quoted” 😀",
+    '{"a": [1, 2, 3], "b": null}',
+    "Thanks, bye.",
+)
+"""Asked where no prompts are given."""
+
+
+def compare_files(
+    model_dir: Path,
+    files: Sequence[Path],
+    *,
+    prompts: Path | None = None,
+    n_gen: int = 32,
+    limits: Mapping[str, Mapping[str, float]],
+    log: Log,
+) -> dict[str, Any]:
+    """Compare GGUF files with the model folder they were made from; the content of parity.json.
+
+    `prompts` is chat JSONL (`{"messages": [...]}` a line; an answer at the end is left out); without it a few
+    built-in questions are asked. `raise_if_bad` in `compare` turns a bad result into an error. Raises
+    UsageError without files, DataError for prompts that cannot be used, and what opening the forms raises.
+    """
+    if not files:
+        raise UsageError("no file to compare; name at least one GGUF file")
+    asked = read_prompts(prompts) if prompts else [_question(text) for text in QUESTIONS]
+    sources = [folder_form("torch", model_dir), *(gguf_form(path.name, path) for path in files)]
+    return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a chat JSONL file. Raises DataError, with the line number, for what is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    prompts = [_prompt(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise DataError(f"{path}: no prompts; give at least one line of chat JSON")
+    return prompts
+
+
+def _prompt(line: str, where: str) -> Prompt:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    messages = content.get("messages") if isinstance(content, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
+        raise DataError(f'{where}: needs "messages", a list of objects with "role" and "content"')
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise DataError(f"{where}: there is no message to answer")
+    return Prompt(tuple(messages), tuple(content["tools"]) if content.get("tools") else None)
+
+
+def _question(text: str) -> Prompt:
+    return Prompt(({"role": "user", "content": text},))

@@ -1,0 +1,46 @@
+"""Stage `export`: the merged model as files for edge runtimes."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from edgeft.artifact import Artifact
+from edgeft.console import Log
+from edgeft.export.gguf.export import export_gguf
+from edgeft.recipe import Recipe
+
+N_TEXTS = 500
+"""Messages of the training set that both tokenizers are compared on."""
+
+
+def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
+    """Write one GGUF file for every entry of `export.gguf` and files.json; metrics are their sizes in bytes.
+
+    Reads the model and provenance.json of `merge` and train.jsonl of `data`. Raises ModelError when the model
+    cannot be exported.
+    """
+    model = inputs["merge"]
+    files = export_gguf(
+        model.path,
+        out,
+        name=recipe.name,
+        ftypes=[entry.ftype for entry in recipe.export.gguf],
+        provenance=_provenance(model.file("provenance.json")),
+        log=log,
+        texts=islice(_messages(inputs["data"].file("train.jsonl")), N_TEXTS),
+    )
+    (out / "files.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+    return {f"{entry['ftype']}_bytes": float(entry["bytes"]) for entry in files}
+
+
+def _provenance(path: Path) -> dict[str, str]:
+    """The `edgeft.*` metadata; the version of edgeft is `edgeft.version`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {"version" if key == "edgeft_version" else key: str(value) for key, value in content.items()}
+
+
+def _messages(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield from (str(message["content"]) for message in json.loads(line)["messages"])

@@ -1,0 +1,51 @@
+"""Stage `parity`: is every exported form still the model that was trained?"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgeft.artifact import Artifact
+from edgeft.bench.examples import read_examples, take
+from edgeft.console import Log
+from edgeft.export.gguf import WRITTEN_FTYPES, write_gguf
+from edgeft.parity.compare import compare_forms, raise_if_bad
+from edgeft.parity.forms import FormSource, Prompt, gguf_form
+from edgeft.parity.torch_form import adapter_form, folder_form
+from edgeft.recipe import Recipe
+from edgeft.training.models import resolve_base
+
+METRICS = ("kl_mean", "kl_p99", "top1_agreement", "greedy_prefix")
+
+
+def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
+    """Write parity.json; metrics are the numbers of the file that ships.
+
+    Forms, in order: `adapter` (where one was trained) on the base in torch, `merged` in torch, then every
+    file of `export` in llama.cpp, named by its ftype. Prompts are from the test set. Raises ParityFailed,
+    after writing parity.json, when a form is beyond the recipe's tolerance.
+    """
+    section, merge = recipe.parity, inputs["merge"].path
+    examples = take(read_examples(inputs["data"].file("test.jsonl")), section.prompts, recipe.seed)
+    prompts = [Prompt(example.prompt, example.tools) for example in examples]
+    files: list[dict[str, Any]] = json.loads(inputs["export"].file("files.json").read_bytes())
+    sources: list[FormSource] = []
+    adapter = inputs["train"].path / "adapter"
+    if adapter.is_dir():
+        sources.append(adapter_form("adapter", resolve_base(recipe), adapter, inputs["data"].path / "tokenizer"))
+    sources.append(folder_form("merged", merge))
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unquantized-") as temporary:
+        if not any(entry["ftype"] in WRITTEN_FTYPES for entry in files):
+            # Limits for quantized files are too wide to show every fault of the exporter.
+            path = Path(temporary) / "F16.gguf"
+            write_gguf(merge, path, ftype="F16", name=recipe.name, provenance={}, log=log)
+            sources.append(gguf_form("F16 (not kept)", path, recipe.bench.n_threads))
+        for entry in files:
+            path = inputs["export"].file(entry["file"])
+            sources.append(gguf_form(entry["ftype"], path, recipe.bench.n_threads))
+        limits = section.tolerance.model_dump()
+        parity = compare_forms(sources, prompts, n_gen=section.n_gen, limits=limits, log=log)
+    (out / "parity.json").write_text(json.dumps(parity, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    raise_if_bad(parity)
+    shipped = next(row for row in parity["rows"] if row["form"] == recipe.export.shipped)
+    return {name: shipped[name] for name in METRICS}
