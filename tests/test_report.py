@@ -52,6 +52,14 @@ def parts() -> dict[str, Any]:
             {"file": "home-assistant-Q4_K_M.gguf", "ftype": "Q4_K_M", "bytes": 4_320_000, "sha256": "cd" * 32}
             | {"ships": True},
         ],
+        "parity": {
+            "rows": [
+                {"form": "adapter (torch)", "ok": True},
+                {"form": "Q4_K_M (llama.cpp)", "top1_agreement": 0.91, "kl_mean": 0.02, "kl_p99": 2.5}
+                | {"greedy_prefix": 1.0, "ok": False},
+            ],
+            "first_bad": "Q4_K_M (llama.cpp): top-1 0.910 < 0.950",
+        },
         "baseline": {
             "forms": [
                 form("merged", "fine-tuned, torch", 19),
@@ -62,7 +70,7 @@ def parts() -> dict[str, Any]:
         "bench": {"file": "home-assistant-Q4_K_M.gguf", "accuracy": form("", "", 19, prompts_too_long=1)}
         | {"latency": measurement.to_json()},
         "verdict": verdict.to_json(),
-        "provenance": {"base": "edgeft/nano", "recipe_sha256": "ef" * 32},
+        "provenance": {"base": "edgeft/nano", "recipe_sha256": "ef" * 32, "packages": {"torch": "2"}},
     }
 
 
@@ -70,20 +78,23 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
     text = to_terminal(build_report(parts()))
     assert max(map(len, text.splitlines())) <= 80
     assert text.splitlines()[-1] == "FAIL: 2 of 4 budgets not met: size_bytes, kl_mean"
+    said = [" ".join(line.split()) for line in text.splitlines()]
     for expected in (
-        "fine-tuned file, Q4_K_M  20  0.950 [0.764, 0.991]",
-        "base, zero-shot          20  0.000 [0.000, 0.161]",
+        "fine-tuned file, Q4_K_M 20 0.950 [0.764, 0.991]",
+        "base, zero-shot 20 0.000 [0.000, 0.161]",
         "base, zero-shot: first line only; 7 answers cut by the length limit",
-        "fine-tuned file, Q4_K_M: home-assistant-Q4_K_M.gguf; 1 prompts longer",
-        "training loss    3.800 → 1.100",
-        "validation loss  1.250 → 1.250",
-        "time             1.0 min",
-        "home-assistant-Q4_K_M.gguf *  4.32 MB  cdcdcd",
+        "fine-tuned file, Q4_K_M: home-assistant-Q4_K_M.gguf; 1 prompt longer",
+        "training loss 3.800 → 1.100",
+        "validation loss 1.250 → 1.250",
+        "time 1.0 min",
+        "home-assistant-Q4_K_M.gguf * 4.32 MB cdcdcd",
         "time between tokens",
+        "Q4_K_M (llama.cpp) 0.910 0.020 2.50 1.000 FAIL",
+        "The first form that moved: Q4_K_M (llama.cpp): top-1 0.910 < 0.950",
         "The machine was busy (load 1.9 on 2 cores",
         "Some CPU @ 2 GHz, 2 threads; llama-cpp-python 0.3",
     ):
-        assert expected in text
+        assert any(expected in line for line in said), expected
 
 
 def test_verdict_rows_say_by_how_much() -> None:
@@ -152,7 +163,11 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     (folders["export"] / "files.json").write_text(
         '[{"file": "a.gguf", "ftype": "F16", "bytes": 9}, {"file": "b.gguf", "ftype": "Q8_0", "bytes": 5}]'
     )
-    manifest = {"key": "k1", "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "b.gguf": {"bytes": 5, "sha256": "bb"}}}
+    manifest = {
+        "key": "k1",
+        "made_from": {"package gguf": "0.19", "seed": 1},
+        "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "b.gguf": {"bytes": 5, "sha256": "bb"}},
+    }
     (folders["export"] / "manifest.json").write_text(json.dumps(manifest))
     (folders["bench"] / "bench.json").write_text(json.dumps(given["bench"]))
     found = gather(folders, {"name": "n", "ship": "F16"})
@@ -160,7 +175,11 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     assert found["train"] == given["train"]
     assert [(f["sha256"], f["ships"]) for f in found["files"]] == [("aa", True), ("bb", False)]
     assert [f["ships"] for f in gather(folders, {})["files"]] == [False, True]
-    assert found["provenance"] == {"base_sha256": "12", "export artifact": "k1"}
+    assert found["provenance"] == {
+        "base_sha256": "12",
+        "packages": {"gguf": "0.19"},
+        "artifacts": {"export": "k1"},
+    }
     assert to_terminal(build_report(found))
 
 

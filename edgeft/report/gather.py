@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeft.errors import ArtifactError
 
+PACKAGE = "package "
 RESULTS = {
     "data": "summary.json",
     "parity": "parity.json",
@@ -45,12 +46,19 @@ def _files(export: Path, ship: str | None) -> list[dict[str, Any]]:
 
 
 def _provenance(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """What the merged model says about itself, the key of every artifact, the packages that made them."""
     path = folders.get("merge", Path()) / "provenance.json"
     known: dict[str, Any] = _read(path) if "merge" in folders and path.is_file() else {}
+    keys: dict[str, str] = {}
+    packages: dict[str, str] = {}
     for stage, folder in folders.items():
         if (folder / "manifest.json").is_file():
-            known[f"{stage} artifact"] = _read(folder / "manifest.json").get("key")
-    return known
+            manifest = _read(folder / "manifest.json")
+            keys[stage] = manifest["key"]
+            for name, value in manifest.get("made_from", {}).items():
+                if name.startswith(PACKAGE):
+                    packages[name.removeprefix(PACKAGE)] = value
+    return known | {"packages": packages, "artifacts": keys}
 
 
 def _read_lines(path: Path) -> list[Any]:

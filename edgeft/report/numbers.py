@@ -34,6 +34,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def plural(number: int, noun: str) -> str:
+    """1 → `1 prompt`, 1200 → `1,200 prompts`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def three(value: float) -> str:
     """Three significant digits without an exponent, unless the number is tiny."""
     if value and abs(value) < 1e-3:

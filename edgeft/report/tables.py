@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, signed, size, three
+from edgeft.report.numbers import count, duration, in_unit, milliseconds, plural, share, signed, size, three
 
 METRICS_PER_TABLE = 2
 SPLITS = ("train", "validation", "test")
@@ -37,7 +37,7 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
         tables.extend(_accuracy(report["accuracy"]))
     if report["latency"]:
         tables.append(_latency(report["latency"]))
-    if report["provenance"]:
+    if report["provenance"].keys() - {"packages", "artifacts"}:
         tables.append(_provenance(report["provenance"]))
     if report["verdict"]:
         tables.append(verdict_table(report["verdict"]))
@@ -105,19 +105,13 @@ def _files(files: list[Mapping[str, Any]]) -> Table:
 
 
 def _parity(parity: Mapping[str, Any]) -> Table:
-    rows = [
-        (
-            row["form"],
-            *(
-                three(row[name]) if row.get(name) is not None else "-"
-                for name in ("top1_agreement", "kl_mean", "kl_p99", "greedy_prefix")
-            ),
-            "pass" if row.get("ok", True) else "FAIL",
-        )
-        for row in parity["rows"]
-    ]
-    columns = ("form", ">top-1", ">KL mean", ">KL p99", ">greedy prefix", "")
+    numbers = {"top1_agreement": share, "kl_mean": three, "kl_p99": three, "greedy_prefix": share}
+    rows: list[tuple[str, ...]] = []
+    for row in parity["rows"]:
+        cells = (write(row[name]) if row.get(name) is not None else "-" for name, write in numbers.items())
+        rows.append((row["form"], *cells, "pass" if row["ok"] else "FAIL"))
     notes = [f"The first form that moved: {parity['first_bad']}"] if parity.get("first_bad") else []
+    columns = ("form", ">top-1", ">KL mean", ">KL p99", ">greedy prefix", "")
     return Table("Parity", columns, rows, notes, shrinks=0)
 
 
@@ -141,9 +135,9 @@ def _accuracy_notes(accuracy: Mapping[str, Any]) -> list[str]:
     for row in accuracy["rows"]:
         said = [row["note"]] if row.get("note") else []
         if row.get("cut_by_length"):
-            said.append(f"{row['cut_by_length']} answers cut by the length limit")
+            said.append(f"{plural(row['cut_by_length'], 'answer')} cut by the length limit")
         if row.get("prompts_too_long"):
-            said.append(f"{row['prompts_too_long']} prompts longer than the context, counted as wrong")
+            said.append(f"{plural(row['prompts_too_long'], 'prompt')} longer than the context, counted as wrong")
         if said:
             notes.append(f"{row['label']}: {'; '.join(said)}")
     return notes
@@ -160,12 +154,12 @@ def _latency(latency: Mapping[str, Any]) -> Table:
     rows.append(("file", size(summary["size_bytes"]), "-"))
     backend = ", ".join(f"{name} {version}" for name, version in host.get("backend", {}).items())
     notes = [
-        f"{latency['n_runs']} runs of {latency['n_gen']} tokens after {summary['n_prompt']['p50']:.0f} "
+        f"{plural(latency['n_runs'], 'run')} of {latency['n_gen']} tokens after {summary['n_prompt']['p50']:.0f} "
         f"prompt tokens (median)",
-        f"{host['cpu']}, {host['n_threads']} threads; {backend}",
+        f"{host['cpu']}, {plural(host['n_threads'], 'thread')}; {backend}",
     ]
     if latency["left_out"]:
-        notes.append(f"{latency['left_out']} prompts left out: too long for the context")
+        notes.append(f"{plural(latency['left_out'], 'prompt')} left out: too long for the context")
     if latency["busy"]:
         notes.append(
             f"The machine was busy (load {host['load_average_before']} on {host['n_cores']} cores before "
@@ -175,7 +169,14 @@ def _latency(latency: Mapping[str, Any]) -> Table:
 
 
 def _provenance(provenance: Mapping[str, Any]) -> Table:
-    return Table("Provenance", ("", ""), [(name, str(value)) for name, value in provenance.items()], shrinks=1)
+    rows: list[tuple[str, ...]] = [
+        (name.replace("_", " "), str(value))
+        for name, value in provenance.items()
+        if name not in ("packages", "artifacts")
+    ]
+    packages = sorted(provenance.get("packages", {}).items())
+    notes = [", ".join(f"{name} {version}" for name, version in packages)] if packages else []
+    return Table("Provenance", ("", ""), rows, notes, shrinks=1)
 
 
 def _score(score: Mapping[str, Any] | None) -> str:

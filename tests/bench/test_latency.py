@@ -33,9 +33,7 @@ def test_worker_counts_tokens_runs_and_loads() -> None:
     reported: list[int] = []
     measured = worker.measure_model(load, prompts("q", "qq", "too long a question"), PLAN, reported.append)
     assert measured["left_out"] == 1
-    assert [(r["prompt"], r["repetition"]) for r in measured["runs"]] == [
-        (p, r) for r in range(3) for p in (0, 1)
-    ]
+    assert [(r["prompt"], r["repetition"]) for r in measured["runs"]] == [(p, r) for r in range(3) for p in (0, 1)]
     assert [r["n_prompt"] for r in measured["runs"][:2]] == [6, 7]
     assert {len(r["itl_ms"]) for r in measured["runs"]} == {4}
     assert all(r["ttft_ms"] >= r["prefill_ms"] for r in measured["runs"])

@@ -52,14 +52,12 @@ def test_json_match_is_equality_after_canonical_serialization() -> None:
     # Oracle: Python's own canonical form, sorted names and no white space.
     generator = random.Random(3)
     values = [
-        {"b": [generator.randint(0, 1) for _ in range(2)], "a": {"c": "x" * generator.randint(0, 1)}}
-        for _ in range(60)
+        {"b": [generator.randint(0, 1) for _ in range(2)], "a": {"c": "x" * generator.randint(0, 1)}} for _ in range(60)
     ]
     references = [json.dumps(value) for value in values]
     predictions = [json.dumps(value, sort_keys=True, indent=1) for value in reversed(values)]
     canonical = [
-        [json.dumps(json.loads(text), sort_keys=True) for text in texts]
-        for texts in (predictions, references)
+        [json.dumps(json.loads(text), sort_keys=True) for text in texts] for texts in (predictions, references)
     ]
     expected = [int(p == r) for p, r in zip(*canonical, strict=True)]
     assert list(one("json_match", predictions, references).outcomes) == expected
