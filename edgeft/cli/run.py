@@ -52,6 +52,7 @@ def run_recipe(
 
     recipe = load_recipe(path, overrides)
     log = terminal_log()
+    _quiet_libraries()
     result = run(recipe, Store(workdir), log, until=until, force=force)
     if not result.made:
         log.say("up to date")
@@ -86,6 +87,23 @@ def show_dry_run(
     rows = [_state_row(state, estimates.get(state.planned.stage)) for state in states]
     click.echo(table(("stage", "disk", "memory", "minutes", "state"), rows))
     click.echo(_totals(list(estimates.values())))
+
+
+def _quiet_libraries() -> None:
+    """Keep what stages import from talking over our own messages, and from the network.
+
+    Set here, at the edge, and before the import: a library user decides for themselves.
+    """
+    import logging
+    import os
+    import warnings
+
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    for library in ("bitsandbytes", "torch"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _state_row(state: "State", cost: "Estimate | None") -> tuple[str, ...]:
