@@ -237,9 +237,9 @@ class Limits(Section):
 class Tolerance(Section):
     """Limits by kind of file."""
 
-    f16: Limits = Limits(top1=0.99, kl_mean=1e-3)
+    f16: Limits = Limits(top1=0.98, kl_mean=5e-4)
     """F32, F16 and BF16 files."""
-    q8_0: Limits = Limits(top1=0.98, kl_mean=5e-3)
+    q8_0: Limits = Limits(top1=0.95, kl_mean=5e-3)
     """Q8_0 files."""
     q4: Limits = Limits(top1=0.85, kl_mean=0.1)
     """Every smaller quantization."""
