@@ -15,7 +15,7 @@ from edgeft.report.build import build_report
 from edgeft.report.gather import gather
 from edgeft.report.markdown import to_markdown
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, size, three
-from edgeft.report.terminal import to_terminal, verdict_text
+from edgeft.report.terminal import failed_text, to_terminal, verdict_text
 
 METRICS = ("exact_match", "json_valid", "json_field_f1")
 REFERENCES = [f'{{"tool": "lights", "room": {i}}}' for i in range(20)]
@@ -105,6 +105,23 @@ def test_verdict_rows_say_by_how_much() -> None:
     text = verdict_text(parts()["verdict"])
     assert "exact_match [0.764, 0.991]: the limit lies inside the 95 % interval of 20" in text
     assert "kl_mean: not measured" in text
+
+
+def test_an_error_shows_what_failed_only() -> None:
+    lines = failed_text(parts()["verdict"]).splitlines()
+    assert lines[0] == "FAIL: 2 of 4 budgets not met: size_bytes, kl_mean"
+    assert [line.split()[1] for line in lines[2:4]] == ["size_bytes", "kl_mean"]
+    assert lines[4:] == ["  - kl_mean: not measured"]
+
+
+@pytest.mark.parametrize(("n_right", "warned"), [(18, False), (19, True), (20, True)])
+def test_a_simpler_answer_as_good_is_pointed_out(n_right: int, warned: bool) -> None:
+    given = parts()
+    given["baseline"]["forms"][2] = form("classical", "TF-IDF + LinearSVC", n_right)
+    text = " ".join(to_terminal(build_report(given)).split())
+    value = f"{n_right / 20:.3f}"
+    warning = f"Mind: TF-IDF + LinearSVC does as well as the fine-tuned file ({value}) on these examples"
+    assert (warning in text) is warned
 
 
 @pytest.mark.parametrize(

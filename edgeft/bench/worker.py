@@ -59,7 +59,7 @@ def measure_model(
                     runs.append(run)
                 done += 1
                 report(done)
-        n_threads = model.n_threads
+        settings = {"n_threads": model.n_threads, "n_ctx": model.n_ctx}
         peak = host.peak_rss_bytes()
     finally:
         model.close()
@@ -73,7 +73,7 @@ def measure_model(
         "n_gen": plan["n_gen"],
         "left_out": left_out,
         "peak_rss_bytes": peak,
-        "host": {"n_threads": n_threads},
+        "host": settings,
     }
 
 
@@ -90,7 +90,6 @@ def _measure_file(order: dict[str, Any], report: Callable[[int], None]) -> dict[
     measured["host"] |= {
         **host.describe_host(),
         "backend": host.backend_versions(),
-        "n_ctx": order["n_ctx"],
         "load_average_before": before,
         "load_average_after": host.load_average(),
     }

@@ -7,6 +7,7 @@ from typing import Any
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, plural, share, signed, size, three
 
 METRICS_PER_TABLE = 2
+SIMPLER = ("base_zero_shot", "base_few_shot", "classical")
 SPLITS = ("train", "validation", "test")
 
 
@@ -132,6 +133,7 @@ def _accuracy(accuracy: Mapping[str, Any]) -> Iterator[Table]:
 
 def _accuracy_notes(accuracy: Mapping[str, Any]) -> list[str]:
     notes = ["In brackets: 95 % interval (Wilson for shares, bootstrap for F1)"]
+    notes += _warnings(accuracy)
     for row in accuracy["rows"]:
         said = [row["note"]] if row.get("note") else []
         if row.get("cut_by_length"):
@@ -141,6 +143,15 @@ def _accuracy_notes(accuracy: Mapping[str, Any]) -> list[str]:
         if said:
             notes.append(f"{row['label']}: {'; '.join(said)}")
     return notes
+
+
+def _warnings(accuracy: Mapping[str, Any]) -> Iterator[str]:
+    """Where something simpler does as well as the fine-tuned file, by the first metric."""
+    values = {row["form"]: (row["label"], row["scores"][0]["value"]) for row in accuracy["rows"] if row["scores"]}
+    for form in SIMPLER:
+        if form in values and "file" in values and values[form][1] >= values["file"][1]:
+            label, value = values[form]
+            yield f"Mind: {label} does as well as the fine-tuned file ({share(value)}) on these examples"
 
 
 def _latency(latency: Mapping[str, Any]) -> Table:

@@ -25,9 +25,19 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     return f"{_block(verdict_table(verdict))}\n\n{_wrap(verdict_line(verdict))}\n"
 
 
+def failed_text(verdict: Mapping[str, Any]) -> str:
+    """The line of verdict.json and its broken budgets, for an error message."""
+    broken = {"rows": [row for row in verdict["rows"] if not row["ok"]]}
+    table = verdict_table(broken)
+    return "\n".join([_wrap(verdict_line(verdict)), *_rows(table), *_notes(table)])
+
+
 def _block(table: Table) -> str:
-    lines = [table.title, *_rows(table), *(_wrap(f"- {note}", "  ") for note in table.notes)]
-    return "\n".join(lines)
+    return "\n".join([table.title, *_rows(table), *_notes(table)])
+
+
+def _notes(table: Table) -> list[str]:
+    return [_wrap(f"- {note}", "  ") for note in table.notes]
 
 
 def _rows(table: Table) -> list[str]:

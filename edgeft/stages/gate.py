@@ -8,7 +8,7 @@ from edgeft.bench.gate import collect, judge
 from edgeft.console import Log
 from edgeft.errors import GateFailed
 from edgeft.recipe import Recipe
-from edgeft.report.terminal import verdict_text
+from edgeft.report.terminal import failed_text
 from edgeft.stages._json import write_json
 
 
@@ -27,5 +27,5 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     )
     write_json(out / "verdict.json", verdict.to_json())
     if not verdict.passed:
-        raise GateFailed(verdict_text(verdict.to_json()))
+        raise GateFailed(failed_text(verdict.to_json()))
     return {"passed": 1.0}

@@ -42,7 +42,7 @@ def test_worker_counts_tokens_runs_and_loads() -> None:
     assert all(model.closed for model in loaded)
     assert len(loaded[0].streams) == 8
     assert all(stream["ignore_eos"] for stream in loaded[0].streams)
-    assert measured["host"] == {"n_threads": 3}
+    assert measured["host"] == {"n_threads": 3, "n_ctx": 12}
 
 
 def test_worker_refuses_prompts_that_never_fit() -> None:
