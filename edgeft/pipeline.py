@@ -12,7 +12,8 @@ from pathlib import Path
 
 from edgeft.artifact import Artifact, write_atomic, write_refused
 from edgeft.console import Log
-from edgeft.errors import EdgeftError, GateFailed, MissingExtra, ParityFailed, UsageError
+from edgeft.errors import EdgeftError, GateFailed, ParityFailed, UsageError
+from edgeft.extras import extra_needed
 from edgeft.plan import Planned, differences, plan
 from edgeft.recipe import Recipe
 from edgeft.store import Store
@@ -147,34 +148,22 @@ def _call(
 ) -> dict[str, float]:
     """Run the stage's function; what it raises becomes something a person can act on."""
     try:
-        if stages is None:
-            function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
-        else:
-            function = stages[planned.stage]
-        return function(recipe, inputs, out, log)
+        with extra_needed(planned.step.extra):
+            if stages is None:
+                function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
+            else:
+                function = stages[planned.stage]
+            return function(recipe, inputs, out, log)
     except GateFailed as error:
         write_atomic(out / FAILURE, f"{error}\n")
         return {"passed": 0.0}
     except EdgeftError:
         raise
-    except ModuleNotFoundError as error:
-        raise _missing_extra(error, planned) from error
     except Exception as error:
         refused = _refused_by_disk(error, out)
         if refused is error:
             raise
         raise refused from error
-
-
-def _missing_extra(error: ModuleNotFoundError, planned: Planned) -> Exception:
-    module = (error.name or "").split(".")[0]
-    if module in ("", "edgeft"):  # a typo of ours must not read as a missing package
-        return error
-    extra = planned.step.extra
-    return MissingExtra(
-        f"{planned.stage}: the Python package {module} is not installed; "
-        f'pip install "edgeft[{extra}]" (in a checkout: pip install -c constraints.txt -e ".[{extra}]")'
-    )
 
 
 def _refused_by_disk(error: Exception, out: Path) -> Exception:

@@ -57,13 +57,16 @@ def _bench_file(
 ) -> None:
     import json
 
-    from edgeft.artifact import write_atomic
-    from edgeft.bench.examples import read_examples
-    from edgeft.bench.file import BenchSettings, bench_file
-    from edgeft.bench.latency import LatencyPlan
     from edgeft.console import terminal_log
+    from edgeft.extras import extra_needed
     from edgeft.report.build import build_report
     from edgeft.report.terminal import to_terminal
+
+    with extra_needed("gguf"):
+        from edgeft.artifact import write_atomic
+        from edgeft.bench.examples import read_examples
+        from edgeft.bench.file import BenchSettings, bench_file
+        from edgeft.bench.latency import LatencyPlan
 
     timing = {key: given.pop(key) for key in ("prompts", "n_gen", "repetitions") if key in given}
     settings = BenchSettings(metrics=metrics, latency=LatencyPlan(**timing), **given)  # type: ignore[arg-type]

@@ -44,10 +44,12 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _judge(target: Path, budgets: dict[str, str], as_json: bool) -> None:
-    from edgeft.bench.gate import judge_folder
     from edgeft.errors import GateFailed
+    from edgeft.extras import extra_needed
     from edgeft.report.terminal import verdict_text
 
+    with extra_needed("gguf"):
+        from edgeft.bench.gate import judge_folder
     if not budgets:
         raise click.UsageError('nothing to judge by; give --budget, e.g. --budget "exact_match >= 0.90"')
     verdict = judge_folder(target, budgets)

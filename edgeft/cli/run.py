@@ -48,11 +48,12 @@ def run_recipe(
     """Run the recipe at `path` and print what came out. Raises GateFailed after printing."""
     from edgeft.console import terminal_log
     from edgeft.pipeline import run
+    from edgeft.quiet import quiet_libraries
     from edgeft.store import Store
 
     recipe = load_recipe(path, overrides)
     log = terminal_log()
-    _quiet_libraries()
+    quiet_libraries()
     result = run(recipe, Store(workdir), log, until=until, force=force)
     if not result.made:
         log.say("up to date")
@@ -87,23 +88,6 @@ def show_dry_run(
     rows = [_state_row(state, estimates.get(state.planned.stage)) for state in states]
     click.echo(table(("stage", "disk", "memory", "minutes", "state"), rows))
     click.echo(_totals(list(estimates.values())))
-
-
-def _quiet_libraries() -> None:
-    """Keep what stages import from talking over our own messages, and from the network.
-
-    Set here, at the edge, and before the import: a library user decides for themselves.
-    """
-    import logging
-    import os
-    import warnings
-
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
-    for library in ("bitsandbytes", "torch"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _state_row(state: "State", cost: "Estimate | None") -> tuple[str, ...]:
@@ -172,6 +156,10 @@ def _summary(stage: str, artifact: "Artifact") -> str:
         from edgeft.report.terminal import verdict_text
 
         return verdict_text(json.loads(artifact.file("verdict.json").read_bytes()))
+    if stage == "parity":
+        from edgeft.parity.table import render_table
+
+        return render_table(json.loads(artifact.file("parity.json").read_bytes()))
     return table((stage, "value"), [(name, f"{value:.6g}") for name, value in artifact.metrics.items()])
 
 

@@ -1,0 +1,68 @@
+"""`edgeft parity RECIPE`, or `edgeft parity MODEL_DIR FILE.gguf...` without a recipe."""
+
+from pathlib import Path
+
+import click
+
+from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
+from edgeft.cli._output import print_json
+
+
+def command(name: str, text: str) -> click.Command:
+    """The click command `edgeft parity`."""
+
+    @click.command(
+        name,
+        help=f"{text} Exit code 3 when one moved beyond tolerance.\n\n"
+        "TARGET is a recipe, or the model folder that FILES were made from.",
+    )
+    @click.argument("target", type=click.Path(path_type=Path))
+    @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+    @click.option("--prompts", type=click.Path(path_type=Path), help="Chat JSONL. [a few built-in questions]")
+    @click.option("--n-gen", type=click.IntRange(1), default=32, show_default=True, help="Tokens generated greedily.")
+    @click.option("--force", is_flag=True, help="Compare again (with a recipe).")
+    @set_option
+    @workdir_option
+    @json_option
+    def parity_command(
+        target: Path,
+        files: tuple[Path, ...],
+        prompts: Path | None,
+        n_gen: int,
+        force: bool,
+        overrides: tuple[str, ...],
+        workdir: Path,
+        as_json: bool,
+    ) -> None:
+        if is_recipe(target):
+            from edgeft.cli.stage import run_until
+
+            if files or prompts:
+                raise click.UsageError("with a recipe, files and prompts are the recipe's")
+            run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
+        else:
+            _compare(target, files, prompts, n_gen, as_json)
+
+    return parity_command
+
+
+def _compare(model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: int, as_json: bool) -> None:
+    from edgeft.console import terminal_log
+    from edgeft.errors import ParityFailed
+    from edgeft.extras import extra_needed
+    from edgeft.quiet import quiet_libraries
+    from edgeft.recipe import Tolerance
+
+    quiet_libraries()
+    with extra_needed("gguf,train"):
+        from edgeft.parity.files import compare_files
+        from edgeft.parity.table import render_table
+
+        limits = Tolerance().model_dump()
+        parity = compare_files(model, files, prompts=prompts, n_gen=n_gen, limits=limits, log=terminal_log())
+    if as_json:
+        print_json(parity)
+    else:
+        click.echo(render_table(parity))
+    if parity["first_bad"]:
+        raise ParityFailed(f"not the model of {model}; first bad: {parity['first_bad']}")
