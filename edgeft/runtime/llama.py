@@ -13,7 +13,7 @@ import llama_cpp
 import numpy as np
 
 from edgeft.errors import RuntimeFault
-from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log, reason
+from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
 from edgeft.runtime.model import Message, Sampling
 from edgeft.runtime.sampling import sampler
 
@@ -100,11 +100,11 @@ class LlamaModel(LlamaVocabulary):
         params.n_batch = params.n_ubatch = self._n_batch
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
-        with captured_log() as lines:
+        with captured_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             super().close()
-            raise RuntimeFault(f"{self.path}: no context of {self.n_ctx} tokens: {reason(lines)}")
+            raise RuntimeFault(f"{self.path}: no context of {self.n_ctx} tokens: {log.reason}")
         return context
 
     def _answer(

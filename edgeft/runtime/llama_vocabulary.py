@@ -15,7 +15,7 @@ from edgeft.errors import ModelError, RuntimeFault
 from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
 
-WARN, ERROR = 2, 3
+WARN, ERROR, CONTINUED = 3, 4, 5
 TEMPLATE_KEY = "tokenizer.chat_template"
 TEMPLATE_TOKENS = {
     "bos": "bos",
@@ -28,19 +28,40 @@ TEMPLATE_TOKENS = {
 """Special tokens a template may name: transformers' word for each, and the GGUF key's (spelled as there)."""
 
 
+class CapturedLog:
+    """What llama.cpp complained about."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, str]] = []
+
+    @property
+    def text(self) -> str:
+        """All warnings and errors on one line."""
+        return " ".join(text for _, text in self.lines)
+
+    @property
+    def reason(self) -> str:
+        """The first error, which is the cause of the others; without errors the first warning."""
+        lines = sorted(self.lines, key=lambda line: -line[0])
+        return next((text for _, text in lines if text), "it gave no reason")
+
+
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
+def captured_log() -> Iterator[CapturedLog]:
     """Collect llama.cpp's warnings and errors while the block lasts; afterwards it is silent."""
-    lines: list[str] = []
+    log = CapturedLog()
+    latest = 0
 
     @llama_cpp.llama_log_callback
     def collect(level: int, text: bytes, _: Any) -> None:
-        if level in (WARN, ERROR):
-            lines.append(text.decode(errors="replace").strip())
+        nonlocal latest
+        latest = latest if level == CONTINUED else level
+        if latest in (WARN, ERROR):
+            log.lines.append((latest, text.decode(errors="replace").strip()))
 
     llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
     try:
-        yield lines
+        yield log
     finally:
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
 
@@ -193,16 +214,11 @@ def _open(path: Path, vocab_only: bool, n_gpu_layers: int) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = n_gpu_layers
-    with captured_log() as lines:
+    with captured_log() as log:
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise RuntimeFault(f"{path}: llama.cpp refused the file: {reason(lines)}")
+        raise RuntimeFault(f"{path}: llama.cpp refused the file: {log.reason}")
     return model
-
-
-def reason(lines: list[str]) -> str:
-    """The most telling line of llama.cpp's complaints: the first, which is the cause of the others."""
-    return next((line for line in lines if line), "it gave no reason")
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import llama_cpp
 from edgeft.artifact import writing
 from edgeft.errors import RuntimeFault, UsageError
 from edgeft.runtime.header import check_gguf
-from edgeft.runtime.llama_vocabulary import captured_log, reason
+from edgeft.runtime.llama_vocabulary import captured_log
 
 QUANTIZED_FTYPES = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -36,9 +36,9 @@ def quantize_gguf(src: Path, out: Path, ftype: str, *, n_threads: int | None = N
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ftype}")
     params.nthread = n_threads or 0
     with writing(out) as temporary:
-        with captured_log() as lines:
+        with captured_log() as log:
             status = llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(temporary), ctypes.byref(params))
         if status != 0:
-            raise RuntimeFault(f"{src}: llama.cpp did not quantize it to {ftype}: {reason(lines)}")
+            raise RuntimeFault(f"{src}: llama.cpp did not quantize it to {ftype}: {log.reason}")
         check_gguf(temporary)
-    return {name: f"{wanted} -> {got}" for name, wanted, got in FELL_BACK.findall(" ".join(lines))}
+    return {name: f"{wanted} -> {got}" for name, wanted, got in FELL_BACK.findall(log.text)}
