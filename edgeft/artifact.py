@@ -31,6 +31,7 @@ WRITE_ADVICE = {
     errno.EACCES: "no permission to write there; choose another place with --workdir",
     errno.EPERM: "no permission to write there; choose another place with --workdir",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place with --workdir",
+    errno.EEXIST: "a part of the path is a file, not a folder; choose another place with --workdir",
     errno.EFBIG: "the file system cannot hold a file that large; choose another place with --workdir",
     errno.EIO: "the disk reports an input/output error; check it, or choose another --workdir",
 }
