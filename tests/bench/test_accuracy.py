@@ -44,6 +44,12 @@ def test_the_context_window_cuts_as_well() -> None:
     assert (result.answers[0].text, result.answers[0].finish) == ("a lo", "length")
 
 
+def test_a_prompt_that_fills_the_context_leaves_no_answer() -> None:
+    model = FakeModel({"qqqqq": "a"}, n_ctx=10)
+    result = evaluate(model, [example("qqqqq", "a")], ["exact_match"], max_new_tokens=100, log=silent_log())
+    assert (result.answers[0].finish, result.answers[0].n_prompt) == ("prompt_too_long", 10)
+
+
 def test_tools_reach_the_template() -> None:
     model = FakeModel({"q": "a"})
     evaluate(
