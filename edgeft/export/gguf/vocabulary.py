@@ -17,6 +17,8 @@ from edgeft.export.gguf.pretokenizers import pre_tokenizer_name
 from edgeft.runtime.template import ChatTemplate, without_generation_tags
 
 SPACE = "▁"
+# With any other scheme Metaspace puts no space before a text that begins with one; llama.cpp always does.
+METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never"}
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 PROBE = "edgeft"
 STOP_KEYS = ("eos", "eot", "eom")
@@ -135,8 +137,8 @@ def _prefixes_space(tokenizer: dict[str, Any]) -> bool:
             return True
         if normalizer in (replace, {"type": "Sequence", "normalizers": [replace]}):
             return False
-    elif normalizer is None and pre_tokenizer["type"] == "Metaspace" and pre_tokenizer["replacement"] == SPACE:
-        return bool(pre_tokenizer.get("prepend_scheme", "always") != "never")
+    elif normalizer is None and pre_tokenizer == {**METASPACE, "split": pre_tokenizer.get("split")}:
+        return False
     raise ModelError(
         f"tokenizer.json: the normalizer {json.dumps(normalizer, ensure_ascii=False)} with the pre-tokenizer "
         f"{json.dumps(pre_tokenizer, ensure_ascii=False)} is not known to split as llama.cpp does"
