@@ -1,0 +1,109 @@
+"""The law of imports: which part of edgeft may know which, and which may touch which library.
+
+Imports inside functions count as well: a dependency that comes later is a dependency.
+"""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
+
+# part -> (parts of edgeft it may import, third-party packages it may import)
+LIGHT_CLI = {
+    "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "recipe_reader", "plan", "pipeline",
+    "preflight", "bench", "report", "parity", "export",
+}  # fmt: skip
+TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors"}
+MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
+    "__init__": (set(), set()),
+    "__main__": ({"cli"}, set()),
+    "errors": (set(), set()),
+    "extras": ({"errors"}, set()),
+    "quiet": (set(), set()),
+    "console": (set(), {"rich"}),
+    "artifact": ({"errors"}, set()),
+    "store": ({"artifact", "console", "errors"}, set()),
+    "yaml12": (set(), {"yaml"}),
+    "recipe": ({"errors", "bench.budgets"}, {"pydantic"}),
+    "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
+    "plan": ({"errors", "recipe", "store"}, set()),
+    "pipeline": ({"artifact", "console", "errors", "extras", "plan", "recipe", "store"}, set()),
+    "preflight": ({"errors", "pipeline", "recipe"}, set()),
+    "cli": (LIGHT_CLI, {"click", "yaml"}),
+    "data": ({"console", "errors", "recipe"}, set()),
+    "training": ({"artifact", "console", "data", "errors", "recipe"}, TORCH),
+    "export": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
+    "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
+    "stages": (
+        {"artifact", "bench", "console", "data", "errors", "export", "parity", "recipe", "report", "training"},
+        TORCH | {"sklearn"},
+    ),
+    "runtime": ({"artifact", "errors"}, {"numpy", "llama_cpp", "jinja2"}),
+    "bench": ({"artifact", "console", "errors", "runtime"}, {"numpy"}),
+    "report": ({"errors"}, set()),
+}  # fmt: skip
+PARTS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
+
+
+def imported_by(part: str) -> set[str]:
+    """Dotted names of everything the part imports from outside itself."""
+    paths = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+    names = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[:2] != ["edgeft", part]}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_imports_only_what_it_may(part: str) -> None:
+    assert part in MAY_IMPORT, f"edgeft/{part} is new: give it a row in MAY_IMPORT"
+    ours, theirs = MAY_IMPORT[part]
+    for name in imported_by(part):
+        top, _, rest = name.partition(".")
+        if top == "edgeft":
+            allowed = rest == "__version__" or any(f"{rest}.".startswith(f"{may}.") for may in ours)
+        else:
+            allowed = top in sys.stdlib_module_names or top in theirs
+        assert allowed, f"edgeft/{part} imports {name}"
+
+
+def test_every_row_is_a_part() -> None:
+    assert set(MAY_IMPORT) == set(PARTS)
+
+
+def test_no_circles() -> None:
+    graph = {
+        part: {name.split(".")[1] for name in imported_by(part) if name.startswith("edgeft.")} - {"__version__"}
+        for part in PARTS
+    }
+    graph["recipe"] -= {"bench"}  # only bench.budgets, which imports nothing but errors
+    assert imports_of_budgets() == {"edgeft.errors.UsageError"}
+    TopologicalSorter(graph).prepare()
+
+
+def imports_of_budgets() -> set[str]:
+    tree = ast.parse((PACKAGE / "bench" / "budgets.py").read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {
+        f"{node.module}.{alias.name}"
+        for node in nodes
+        for alias in node.names
+        if (node.module or "").split(".")[0] not in sys.stdlib_module_names
+    }
+
+
+def test_the_device_zone_has_one_library_a_backend() -> None:
+    """In `runtime` only the files named after llama.cpp import it."""
+    for path in (PACKAGE / "runtime").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if not path.name.startswith("llama"):
+            assert "import llama_cpp" not in text, path
