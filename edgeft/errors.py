@@ -12,6 +12,7 @@ cause is one of these; anything else that escapes is a bug of ours and stays a t
     ├── ModelError       exit 1   a model folder or file cannot be used
     ├── TrainingError    exit 1   training cannot go on (NaN loss, out of memory, nothing to learn from)
     ├── RuntimeFault     exit 1   a runtime (llama.cpp, onnxruntime) refused or failed
+    ├── DataRejected     exit 3   data was read and found faulty
     └── GateFailed       exit 3   a budget is not met
         └── ParityFailed exit 3   an exported form is not the model that was trained
 """
@@ -43,6 +44,12 @@ class ArtifactError(EdgeftError):
 
 class DataError(EdgeftError):
     """A data file cannot be used."""
+
+
+class DataRejected(EdgeftError):
+    """Data was read, and errors in it remain."""
+
+    exit_code = 3
 
 
 class ModelError(EdgeftError):

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "init": ("init", "Write a recipe and sample data to start from."),
     "run": ("run", "Run a recipe: make all that is not up to date."),
-    "data": ("stage", "Check and tokenize the data of a recipe."),
+    "data": ("data", "Import, check, split, redact and prepare data."),
     "train": ("stage", "Fine-tune (or pre-train) the recipe's model."),
     "merge": ("stage", "Fold the adapter into the base model."),
     "export": ("export", "Make GGUF files, from a recipe or a model folder."),

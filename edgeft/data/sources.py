@@ -1,0 +1,217 @@
+"""Bytes of data files as records: JSON Lines, JSON arrays, CSV, Parquet, plain text; .gz, .zst and stdin.
+
+Everything streams: a JSON array is cut into its elements without being held whole. A record is
+(line, bytes or row); the line is where it starts in the file, counted from 1.
+"""
+
+import csv
+import gzip
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edgeft.errors import DataError, MissingExtra
+
+STDIN = Path("-")
+BLOCK_BYTES = 1 << 20
+LONGEST_RECORD_BYTES = 256 << 20
+SYNTAX = re.compile(rb'["\\{}\[\],]')
+
+Record = tuple[int, bytes]
+
+
+def container(path: Path) -> str:
+    """How the file's records are held, by its name: jsonl, json, csv, tsv, parquet or txt ("jsonl" for stdin)."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes.pop()
+    kinds = {".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt"}
+    return kinds.get(suffixes[-1], "jsonl") if suffixes else "jsonl"
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked; `-` is stdin. Raises DataError when it cannot be read."""
+    try:
+        if path == STDIN:
+            yield sys.stdin.buffer
+        elif path.suffix == ".gz":
+            with gzip.open(path) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        elif path.suffix == ".zst":
+            zstandard = _optional("zstandard")
+            with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as unpacked:
+                yield io.BufferedReader(unpacked)
+        else:
+            with path.open("rb") as file:
+                yield file
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:
+        if type(error).__name__ in ("ZstdError", "error"):  # zstandard's and zlib's, which share no base
+            raise DataError(f"{path}: damaged: {error}") from error
+        raise
+
+
+def json_records(file: BinaryIO, path: Path) -> Iterator[Record]:
+    """Records of JSON Lines or of a JSON array, whichever the first character says. Blank lines are skipped."""
+    first = _first_byte(file)
+    if first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" and container(path) == "json":
+        yield from _array_elements(first, file, path)
+        return
+    for number, line in enumerate(_lines(first, file, path), 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line and not line.isspace():
+            yield number, line
+
+
+def csv_rows(file: BinaryIO, path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a CSV file with a header. Raises DataError on a ragged row or text that is not UTF-8."""
+    csv.field_size_limit(LONGEST_RECORD_BYTES)
+    text = io.TextIOWrapper(file, encoding=encoding, newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        header = next(reader, None)
+        if not header or len(set(header)) < len(header):
+            raise DataError(f"{path}:1: a CSV file starts with a header of different column names")
+        line = reader.line_num + 1
+        for row in reader:
+            if row:
+                if len(row) != len(header):
+                    raise DataError(f"{path}:{line}: {len(row)} fields where the header has {len(header)}")
+                yield line, dict(zip(header, row, strict=True))
+            line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not {encoding} after line {line}: {error.reason}; save it as UTF-8 or name its --encoding"
+        ) from error
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: not CSV: {error}") from error
+    finally:
+        text.detach()
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a Parquet file, batch by batch; the line is the row's number."""
+    parquet = _optional("pyarrow.parquet")
+    arrow = _optional("pyarrow")
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, arrow.ArrowException) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def text_rows(file: BinaryIO, path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Paragraphs (blank lines between them) of a plain text file as {"text": ...}."""
+    start = 1
+    paragraph: list[str] = []
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: not {encoding}: {error.reason}; save it as UTF-8 or name its --encoding"
+            ) from error
+        if line.strip():
+            if not paragraph:
+                start = number
+            paragraph.append(line)
+        elif paragraph:
+            yield start, {"text": "".join(paragraph).strip("\r\n")}
+            paragraph = []
+    if paragraph:
+        yield start, {"text": "".join(paragraph).strip("\r\n")}
+
+
+def _optional(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == name.split(".")[0]:
+            raise MissingExtra(f"{name.split('.')[0]} is not installed; pip install 'edgeft[data]'") from error
+        raise
+
+
+def _first_byte(file: BinaryIO) -> bytes:
+    """Up to and including the first block with something in it."""
+    read = b""
+    while block := file.read(BLOCK_BYTES):
+        read += block
+        if not read.isspace():
+            break
+    return read
+
+
+def _lines(first: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:
+    rest = first
+    while True:
+        *whole, rest = rest.split(b"\n")
+        yield from whole
+        if len(rest) > LONGEST_RECORD_BYTES:
+            raise DataError(f"{path}: a line longer than {LONGEST_RECORD_BYTES >> 20} MiB; is this JSON Lines?")
+        block = file.read(BLOCK_BYTES)
+        if not block:
+            break
+        rest += block
+    if rest:
+        yield rest
+
+
+def _array_elements(first: bytes, file: BinaryIO, path: Path) -> Iterator[Record]:
+    """Cut `[a, b, ...]` at the commas of depth 1. Says nothing about what the elements hold.
+
+    Raises DataError when the array never closes or something follows it.
+    """
+    buffer, start, at, line, line_at = first, first.index(b"[") + 1, first.index(b"[") + 1, 1, 0
+    depth, in_string, closed = 1, False, False
+    while not closed:
+        for match in SYNTAX.finditer(buffer, at):
+            if match.start() < at:
+                continue
+            mark = match.group()
+            at = match.end()
+            if mark == b"\\":
+                at += 1
+            elif mark == b'"':
+                in_string = not in_string
+            elif in_string:
+                continue
+            elif mark in b"{[":
+                depth += 1
+            elif mark in b"}]":
+                depth -= 1
+                closed = depth == 0
+            if (mark == b"," and depth == 1) or closed:
+                element = buffer[start : match.start()]
+                if element.strip():
+                    begin = start + len(element) - len(element.lstrip())
+                    line, line_at = line + buffer.count(b"\n", line_at, begin), begin
+                    yield line, element.strip()
+                start = at
+                if closed:
+                    break
+        if closed:
+            break
+        at = max(at, len(buffer))
+        line, at, buffer = line + buffer.count(b"\n", line_at, start), at - start, buffer[start:]
+        start = line_at = 0
+        if len(buffer) > LONGEST_RECORD_BYTES:
+            raise DataError(f"{path}:{line}: an element longer than {LONGEST_RECORD_BYTES >> 20} MiB")
+        block = file.read(BLOCK_BYTES)
+        if not block:
+            raise DataError(f"{path}:{line}: the JSON array is not closed: the file ends inside it")
+        buffer += block
+    if (buffer[at:] + file.read(BLOCK_BYTES)).strip():
+        raise DataError(f"{path}: something follows the JSON array")
