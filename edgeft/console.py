@@ -28,8 +28,11 @@ class Log(Protocol):
         """One line of talk."""
         ...
 
-    def progress(self, label: str, total: int, unit: str) -> AbstractContextManager[Progress]:
-        """A running count of `total` units (named by `unit`, plural) while the block lasts."""
+    def progress(self, label: str, total: int, unit: str, start: int = 0) -> AbstractContextManager[Progress]:
+        """A running count of `total` units (named by `unit`, plural) while the block lasts.
+
+        `start` units were done before (resumed work) and do not count for the rate.
+        """
         ...
 
 
@@ -48,7 +51,7 @@ class _SilentLog:
     def say(self, text: str) -> None:
         pass
 
-    def progress(self, label: str, total: int, unit: str) -> AbstractContextManager[Progress]:
+    def progress(self, label: str, total: int, unit: str, start: int = 0) -> AbstractContextManager[Progress]:
         return nullcontext(_SilentProgress())
 
 
@@ -65,13 +68,13 @@ class _PlainLog:
         print(text, file=self.stream, flush=True)
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: str) -> Iterator[Progress]:
-        yield _PlainProgress(self, label, total, unit)
+    def progress(self, label: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        yield _PlainProgress(self, label, total, unit, start)
 
 
 class _PlainProgress:
-    def __init__(self, log: _PlainLog, label: str, total: int, unit: str) -> None:
-        self.log, self.label, self.total, self.unit = log, label, total, unit
+    def __init__(self, log: _PlainLog, label: str, total: int, unit: str, start: int) -> None:
+        self.log, self.label, self.total, self.unit, self.start = log, label, total, unit, start
         self.started = self.said = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
@@ -79,8 +82,8 @@ class _PlainProgress:
         if now - self.said < PLAIN_INTERVAL_S:
             return
         self.said = now
-        rate = done / max(now - self.started, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if 0 < done <= self.total else ""
+        rate = (done - self.start) / max(now - self.started, 1e-9)
+        left = f", {(self.total - done) / rate:.0f} s left" if self.start < done <= self.total else ""
         tail = f"  {note}" if note else ""
         self.log.say(f"{self.label}: {done}/{self.total} {self.unit}, {rate:.3g}/s{left}{tail}")
 
@@ -99,26 +102,26 @@ class _BarLog:
             self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: str) -> Iterator[Progress]:
+    def progress(self, label: str, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
         if self.bars is not None:  # a bar inside a bar
-            yield _BarProgress(self.bars, label, total, unit)
+            yield _BarProgress(self.bars, label, total, unit, start)
             return
         self.bars = _new_bars(self.stream)
         try:
             with self.bars:
-                yield _BarProgress(self.bars, label, total, unit)
+                yield _BarProgress(self.bars, label, total, unit, start)
         finally:
             self.bars = None
 
 
 class _BarProgress:
-    def __init__(self, bars: Any, label: str, total: int, unit: str) -> None:
-        self.bars, self.unit = bars, unit
-        self.task = bars.add_task(label, total=total, unit=unit, rate="", note="")
+    def __init__(self, bars: Any, label: str, total: int, unit: str, start: int) -> None:
+        self.bars, self.unit, self.start = bars, unit, start
+        self.task = bars.add_task(label, total=total, completed=start, unit=unit, rate="", note="")
         self.started = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
-        rate = done / max(time.monotonic() - self.started, 1e-9)
+        rate = (done - self.start) / max(time.monotonic() - self.started, 1e-9)
         self.bars.update(self.task, completed=done, rate=f"{rate:.3g}/s", note=note)
 
 

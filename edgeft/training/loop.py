@@ -85,7 +85,7 @@ def train_loop(
     lengths = tokens.lengths
     began = time.perf_counter()
     done_tokens, eval_loss = 0, None
-    with log.progress(label, total_steps, "steps") as progress:
+    with log.progress(label, total_steps, "steps", start) as progress:
         for step in range(start, total_steps):
             step_began = time.perf_counter()
             factor = learning_rate_factor(config.lr_scheduler_type, step, total_steps=total_steps, warmup=warmup)
