@@ -60,12 +60,8 @@ def bench_file(
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of an exported model file")
-    measurement = measure(
-        path, examples, settings.latency, n_ctx=settings.n_ctx, n_threads=settings.n_threads, log=log
-    )
+    measurement = measure(path, examples, settings.latency, n_ctx=settings.n_ctx, n_threads=settings.n_threads, log=log)
     chosen = take(examples, settings.limit, seed)
     with runtime.load(path, n_ctx=settings.n_ctx, n_threads=settings.n_threads) as model:
-        evaluation = evaluate(
-            model, chosen, settings.metrics, max_new_tokens=settings.max_new_tokens, log=log
-        )
+        evaluation = evaluate(model, chosen, settings.metrics, max_new_tokens=settings.max_new_tokens, log=log)
     return BenchResult(path.name, evaluation, measurement)

@@ -112,9 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror}); run the stage that makes it"
-        ) from None
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); run the stage that makes it") from None
     except ValueError:
         raise ArtifactError(f"{path}: not valid JSON; run the stage that makes it again") from None
     if "metrics" not in content and "forms" not in content:

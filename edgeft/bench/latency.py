@@ -136,9 +136,7 @@ def measure(
     measures nothing. `command` is the child to run; tests give one that misbehaves.
     """
     if plan.n_gen < 2 or plan.repetitions < 1 or plan.prompts < 1:
-        raise UsageError(
-            "latency needs at least 1 prompt, 1 repetition and n_gen 2: there is no gap in 1 token"
-        )
+        raise UsageError("latency needs at least 1 prompt, 1 repetition and n_gen 2: there is no gap in 1 token")
     prompts = _spread(examples, plan.prompts)
     order = {
         "path": str(path),
@@ -170,9 +168,7 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[round(i * (len(examples) - 1) / (count - 1))] for i in range(count)]
 
 
-def _events(
-    command: Sequence[str], order: dict[str, Any], path: Path, silence_s: float
-) -> Generator[Any, None, None]:
+def _events(command: Sequence[str], order: dict[str, Any], path: Path, silence_s: float) -> Generator[Any, None, None]:
     """Start the child, hand it the order, yield what it says; the child does not outlive this generator."""
     with tempfile.TemporaryFile() as talk:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk)

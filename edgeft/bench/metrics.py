@@ -176,9 +176,7 @@ def _macro_f1(predictions: Sequence[str], references: Sequence[str]) -> Score | 
         metric="macro_f1",
         value=_mean_f1(found, wanted, len(labels)),
         n=len(references),
-        ci95=bootstrap_interval(
-            len(references), lambda drawn: _mean_f1(found[drawn], wanted[drawn], len(labels))
-        ),
+        ci95=bootstrap_interval(len(references), lambda drawn: _mean_f1(found[drawn], wanted[drawn], len(labels))),
         interval="bootstrap",
         outcomes=tuple(_label_outcomes(predictions, references)),
         detail={"labels": len(labels)},
@@ -257,9 +255,7 @@ def _leaves(value: Any, path: str) -> list[tuple[str, tuple[str, Any]]]:
         return []
     if isinstance(value, dict) and value:
         # A name is quoted when a dot or bracket in it could be taken for structure.
-        steps = [
-            (json.dumps(name) if set(name) & set('.[]"') else name, child) for name, child in value.items()
-        ]
+        steps = [(json.dumps(name) if set(name) & set('.[]"') else name, child) for name, child in value.items()]
         return [leaf for name, child in steps for leaf in _leaves(child, f"{path}.{name}" if path else name)]
     if isinstance(value, list) and value:
         return [leaf for child in value for leaf in _leaves(child, f"{path}[]")]

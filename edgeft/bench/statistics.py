@@ -25,9 +25,7 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_interval(
-    n: int, statistic: Callable[[np.ndarray], float], *, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(n: int, statistic: Callable[[np.ndarray], float], *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a statistic of `n` examples.
 
     B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3: n examples are

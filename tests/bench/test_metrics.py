@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -129,6 +129,7 @@ def test_unknown_metric() -> None:
         score_texts(["bleu"], ["a"], ["a"])
 
 
+@settings(deadline=None, max_examples=40)
 @given(JSON_VALUES)
 def test_every_value_matches_itself(value: object) -> None:
     text = json.dumps({"value": value})
@@ -136,6 +137,7 @@ def test_every_value_matches_itself(value: object) -> None:
         assert one(metric, [text], [text]).value == 1
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.text())
 def test_any_text_is_a_prediction(text: str) -> None:
     scores = score_texts(known_metrics(), [text], ['{"a": 1}'])
