@@ -21,6 +21,10 @@ N_BATCH = 512
 SCORE_FLOATS = 1 << 24
 """Logits held at once by llama.cpp while scoring: 64 MiB."""
 
+PARAMETERS_PER_THREAD = 20_000_000
+"""Smallest share of a model worth a thread of its own. llama.cpp's threads wait for each other by spinning after
+every operation: on tiny models that costs more than it saves, and on a busy machine hundreds of times more."""
+
 FAILURES = {1: "the context is full", 2: "it was interrupted", -1: "a token id is outside the vocabulary"}
 """What `llama_decode` means by its return values (llama.h); every other one is an internal failure."""
 
@@ -33,7 +37,8 @@ class LlamaModel(LlamaVocabulary):
         super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers)
         self.n_ctx = min(n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or n_ctx)
         self._n_batch = min(N_BATCH, self.n_ctx)
-        self.n_threads = n_threads or _usable_cpus()
+        n_parameters = llama_cpp.llama_model_n_params(self._model)
+        self.n_threads = n_threads or max(1, min(_usable_cpus(), n_parameters // PARAMETERS_PER_THREAD))
         self._context = self._new_context()
         self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
         self._n_past = 0
