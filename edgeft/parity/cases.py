@@ -34,7 +34,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a form gave for every case; the logits wait on disk."""
+    """What a form gave for every case; the logits wait on disk.
+
+    A form with another number of tokens than the reference is asked for neither answers nor logits.
+    """
 
     name: str
     traits: Traits

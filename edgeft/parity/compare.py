@@ -42,7 +42,8 @@ def compare_forms(
             with source.open(longest + n_gen) as form:
                 cases = cases or _ask(form, prompts, n_gen)
                 folder = Path(temporary) / str(number)
-                taken.append(_take(source.name, form, cases, n_gen, folder, log))
+                alike = not taken or taken[0].traits.n_vocab == form.traits.n_vocab
+                taken.append(_take(source.name, form, cases, n_gen, folder, log, alike=alike))
             rows.append(_row(cases, taken, limits))
     bad = next((row for row in rows if not row["ok"]), None)
     return {
@@ -73,9 +74,12 @@ def _ask(reference: Form, prompts: Sequence[Prompt], n_gen: int) -> list[Case]:
     return [Case(prompt, ids, answer, n_gen) for (prompt, ids), answer in zip(fitting, answers, strict=True)]
 
 
-def _take(name: str, form: Form, cases: Sequence[Case], n_gen: int, folder: Path, log: Log) -> Taken:
+def _take(name: str, form: Form, cases: Sequence[Case], n_gen: int, folder: Path, log: Log, *, alike: bool) -> Taken:
+    """Ask `form` for everything, or only for prompts when its vocabulary is not `alike`."""
     folder.mkdir()
     prompt_ids = [form.prompt_ids(case.prompt) for case in cases]
+    if not alike:
+        return Taken(name, form.traits, prompt_ids, [], folder)
     answers = form.answers([case.ids for case in cases], n_gen)
     taken = Taken(name, form.traits, prompt_ids, answers, folder)
     with log.progress(f"parity: {name}", len(cases), "prompts") as progress:
@@ -88,8 +92,8 @@ def _take(name: str, form: Form, cases: Sequence[Case], n_gen: int, folder: Path
 def _row(cases: Sequence[Case], taken: Sequence[Taken], limits: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """The last form's row: its numbers against the reference, against the form before, and its problems."""
     reference, form = taken[0], taken[-1]
-    comparable = reference.logits(0).shape == form.logits(0).shape
-    found = distance(cases, reference, form) if comparable else None
+    n_vocab = reference.traits.n_vocab
+    found = distance(cases, reference, form) if form.traits.n_vocab == n_vocab else None
     problems = find_problems(cases, reference, form, found, limits[form.traits.family])
     row: dict[str, Any] = {
         "form": form.name,
@@ -99,6 +103,6 @@ def _row(cases: Sequence[Case], taken: Sequence[Taken], limits: Mapping[str, Map
         "previous": None,
         "problems": [dataclasses.asdict(problem) for problem in problems],
     }
-    if found and len(taken) > 1 and taken[-2].logits(0).shape == form.logits(0).shape:
+    if found and len(taken) > 1 and taken[-2].traits.n_vocab == n_vocab:
         row["previous"] = {"form": taken[-2].name, **distance(cases, taken[-2], form).to_json()}
     return row

@@ -38,6 +38,7 @@ def compare_files(
     *,
     prompts: Path | None = None,
     n_gen: int = 32,
+    n_threads: int | None = None,
     limits: Mapping[str, Mapping[str, float]],
     log: Log,
 ) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def compare_files(
     if not files:
         raise UsageError("no file to compare; name at least one GGUF file")
     asked = read_prompts(prompts) if prompts else [_question(text) for text in QUESTIONS]
-    sources = [folder_form("torch", model_dir), *(gguf_form(path.name, path) for path in files)]
+    sources = [folder_form("torch", model_dir), *(gguf_form(path.name, path, n_threads) for path in files)]
     return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
 
 

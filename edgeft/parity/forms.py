@@ -40,6 +40,7 @@ class Traits:
 
     family: str
     """Which limits it is judged by: `f16` (also torch, F32, BF16), `q8_0` or `q4` (every smaller type)."""
+    n_vocab: int
     n_ctx: int
     """Longest sequence in tokens."""
     bos_id: int | None
@@ -91,6 +92,7 @@ class GgufForm:
         file_type = int(self.model.metadata.get("general.file_type", -1))
         self.traits = Traits(
             family=FILE_TYPE_FAMILIES.get(file_type, "q4"),
+            n_vocab=self.model.n_vocab,
             n_ctx=self.model.n_ctx,
             bos_id=self.model.special_id("bos"),
             eos_id=self.model.special_id("eos"),

@@ -22,7 +22,7 @@ def render_table(parity: Mapping[str, Any]) -> str:
         if row["form"] == parity["reference"]:
             numbers = ["reference", "", "", ""]
         else:
-            numbers = [_number(form, row[name]) for name, (_, form) in NUMBERS.items()]
+            numbers = [_number(form, row.get(name)) for name, (_, form) in NUMBERS.items()]
         step = row["previous"] and _number("{:.2e}", row["previous"]["kl_mean"])
         lines.append(_line(row["form"], numbers, step or "", "ok" if row["ok"] else "BAD"))
     lines += textwrap.wrap(

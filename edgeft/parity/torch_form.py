@@ -46,6 +46,7 @@ class TorchForm:
         self.model, self.tokenizer = model, tokenizer
         self.traits = Traits(
             family="f16",
+            n_vocab=model.config.vocab_size,
             n_ctx=model.config.max_position_embeddings,
             bos_id=tokenizer.bos_token_id,
             eos_id=tokenizer.eos_token_id,

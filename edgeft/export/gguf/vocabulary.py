@@ -122,7 +122,7 @@ def _sentencepiece(tokenizer: dict[str, Any], texts: list[str]) -> Metadata:
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": [-float(ranks.get(text, len(ranks))) for text in texts],
+        "tokenizer.ggml.scores": [float(-ranks.get(text, len(ranks))) for text in texts],
         "tokenizer.ggml.add_space_prefix": _prefixes_space(tokenizer),
     }
 
