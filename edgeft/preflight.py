@@ -1,7 +1,7 @@
 """What a run will cost, before it is run: disk, memory and minutes of each stage.
 
 Counted from the shapes in the base's safetensors headers and config.json, and from the tokens of the prepared
-data (or from the bytes of the data files, when they are not prepared yet). Arithmetic is counted with the
+data (or guessed from the first lines of the data files, when they are not prepared yet). Arithmetic is counted with the
 usual 2 FLOP per weight and token forward, 4 backward (Kaplan et al. 2020, section 2.1). The speeds are those
 of one core of a current laptop CPU, so the minutes are an order of magnitude, not a promise.
 """
@@ -10,12 +10,15 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import ModelError
 from edgeft.pipeline import State
+from edgeft.plan import SPLITS
 from edgeft.recipe import Recipe
 
 # Bits per weight of llama.cpp's quantizations (block scales included; mixes as on a 7B Llama).
@@ -25,8 +28,12 @@ BITS_PER_WEIGHT = {
     "IQ4_XS": 4.25, "Q3_K_L": 4.27, "Q3_K_M": 3.91, "Q3_K_S": 3.5, "Q2_K": 3.0,
 }  # fmt: skip
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BYTES_PER_TOKEN = 3.5  # of chat JSONL, with its keys and braces
-TRAIN_FLOPS_PER_S = 6e10  # one core, torch, small matrices
+CHARACTERS_PER_TOKEN = 3.5  # of a message; its role and marks are TOKENS_PER_MESSAGE
+TOKENS_PER_MESSAGE = 5
+BYTES_PER_TOKEN = 6  # of raw data a script will turn into chat JSONL, and of what the data stage writes
+SAMPLED_LINES = 200
+TRAIN_FLOPS_PER_S = 5e10  # one core, torch, wide matrices; half of it at a width of HALF_SPEED_WIDTH
+HALF_SPEED_WIDTH = 128
 DECODE_BYTES_PER_S = 4e9  # weights read per second when one token follows another
 PROMPT_FLOPS_PER_S = 4e10  # one core, llama.cpp
 IMPORT_SECONDS = 12.0  # torch, transformers and peft
@@ -104,19 +111,41 @@ def _count_params(path: Path) -> int:
 
 
 def _count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
-    """Exact from the prepared data, estimated from the files' bytes, or None before a script made them."""
+    """Exact from the prepared data, else guessed from files; None where a script makes data from nothing."""
     prepared = next((s.artifact for s in states if s.planned.stage == "data" and s.artifact), None)
     if prepared is not None:
         count = prepared.metrics
         per_example = count["test_tokens"] / max(1.0, count["test_examples"])
         return Tokens(count["train_tokens"], count["test_examples"], per_example, count["validation_tokens"])
     if recipe.data.prepare is not None:
-        return None
-    sizes = [recipe.resolve(getattr(recipe.data, split)).stat().st_size for split in ("train", "validation")]
-    test = recipe.resolve(recipe.data.test).read_bytes()
-    lines = max(1, test.count(b"\n"))
-    per_example = len(test) / BYTES_PER_TOKEN / lines
-    return Tokens(sizes[0] / BYTES_PER_TOKEN, lines, per_example, sizes[1] / BYTES_PER_TOKEN)
+        return _guess_from_inputs([recipe.resolve(path) for path in recipe.data.prepare.inputs])
+    splits = [_guess_from_lines(recipe.resolve(getattr(recipe.data, split))) for split in SPLITS]
+    (train_lines, train), (validation_lines, validation), (test_lines, test) = splits
+    return Tokens(train_lines * train, test_lines, test, validation_lines * validation)
+
+
+def _guess_from_inputs(paths: list[Path]) -> Tokens | None:
+    """A script's raw data, taken as a tenth test and a twentieth validation in examples of 40 tokens."""
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    total = sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".py") / BYTES_PER_TOKEN
+    return Tokens(0.85 * total, 0.1 * total / 40, 40.0, 0.05 * total) if total else None
+
+
+def _guess_from_lines(path: Path) -> tuple[float, float]:
+    """(lines, tokens a line) of chat JSONL, from its first lines and its size. A bad line counts nothing."""
+    tokens, n_bytes, n_lines = 0.0, 0, 0
+    with path.open("rb") as file:
+        for line in islice(file, SAMPLED_LINES):
+            n_bytes, n_lines = n_bytes + len(line), n_lines + 1
+            with suppress(ValueError, KeyError, TypeError):
+                messages = json.loads(line)["messages"]
+                characters = sum(len(message["content"]) for message in messages)
+                tokens += characters / CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages)
+    return path.stat().st_size * n_lines / max(1, n_bytes), tokens / max(1, n_lines)
+
+
+def _train_flops_per_s(width: int) -> float:
+    return TRAIN_FLOPS_PER_S * width / (width + HALF_SPEED_WIDTH)
 
 
 def _threads(wanted: int | None) -> int:
@@ -131,7 +160,8 @@ def _data(job: _Job) -> Estimate:
     if job.tokens is None:
         return Estimate(None, TORCH_BYTES, None)
     total = job.tokens.train + job.tokens.validation + job.tokens.per_test_example * job.tokens.test_examples
-    return Estimate(total * (BYTES_PER_TOKEN + 5), TORCH_BYTES, _minutes(IMPORT_SECONDS + total / 1e5))
+    ids = 5  # bytes of an id and its mask
+    return Estimate(total * (BYTES_PER_TOKEN + ids), TORCH_BYTES, _minutes(IMPORT_SECONDS + total / 5e4))
 
 
 def _train(job: _Job) -> Estimate:
@@ -146,9 +176,9 @@ def _train(job: _Job) -> Estimate:
     disk = trained * 4 * (1 + 3)  # the result, and a checkpoint with both moments
     if job.tokens is None:
         return Estimate(disk, ram, None)
-    per_token = (6 if full else 4) * shape.n_params
+    per_token = 6 * trained if full else 4 * shape.n_params + 6 * trained
     passes = section.num_train_epochs * (job.tokens.train * per_token + job.tokens.validation * 2 * shape.n_params)
-    seconds = IMPORT_SECONDS + passes / (TRAIN_FLOPS_PER_S * _threads(section.num_threads))
+    seconds = IMPORT_SECONDS + passes / (_train_flops_per_s(shape.hidden_size) * _threads(section.num_threads))
     return Estimate(disk, ram, _minutes(seconds))
 
 

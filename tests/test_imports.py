@@ -15,9 +15,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "recipe_reader", "plan", "pipeline",
-    "preflight", "bench", "report", "parity", "export",
+    "preflight", "bench", "report", "parity", "export", "data",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors"}
+DATA = {
+    "numpy", "orjson", "rensa", "ftfy", "py3langid", "jsonschema_rs", "presidio_analyzer", "tldextract",
+    "phonenumbers", "spacy", "transformers", "rich",
+}  # fmt: skip
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (set(), set()),
     "__main__": ({"cli"}, set()),
@@ -32,9 +36,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": ({"artifact", "console", "errors", "extras", "plan", "recipe", "store"}, set()),
-    "preflight": ({"errors", "pipeline", "recipe"}, set()),
+    "preflight": ({"errors", "pipeline", "plan", "recipe"}, set()),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
-    "data": ({"console", "errors", "recipe"}, set()),
+    "data": ({"artifact", "console", "errors", "extras", "recipe"}, DATA),
     "training": ({"artifact", "console", "data", "errors", "recipe"}, TORCH),
     "export": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
     "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
