@@ -53,9 +53,9 @@ def read_examples(
     `columns` maps prompt, completion, system or label to a column, a dotted path or `a+b` (an object of several).
     Raises DataError when the file cannot be read or its shape is not recognised, UsageError for a bad format.
     """
-    rows = _rows(path, encoding)
+    records = rows(path, encoding)
     mapper = column_mapper(columns) if columns else None
-    first = list(islice(rows, DETECTION_ROWS))
+    first = list(islice(records, DETECTION_ROWS))
     shape = formats.by_name(format_name) if format_name else None
     if mapper is not None:
         shape = shape or formats.by_name("dpo" if "chosen" in (columns or {}) else "prompt-completion")
@@ -64,7 +64,7 @@ def read_examples(
     if shape is None:
         raise DataError(_unrecognised(path, first))
     reading = Reading(path, shape.name, iter(()))
-    reading.examples = _examples(chain(first, rows), shape, mapper, reading)
+    reading.examples = _examples(chain(first, records), shape, mapper, reading)
     return reading
 
 
@@ -112,7 +112,7 @@ def parse_json(raw: bytes, encoding: str = "utf-8-sig") -> Any:
         raise Unreadable(f"not JSON that can be read: {error}") from None
 
 
-def _rows(path: Path, encoding: str) -> Iterator[tuple[int, Row | Unreadable]]:
+def rows(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, Row | Unreadable]]:
     """(line, row), with an Unreadable in the place of a row that is none."""
     kind = sources.container(path)
     if kind == "parquet":

@@ -11,10 +11,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgeft.errors import DataError, MissingExtra
+from edgeft.errors import DataError
+from edgeft.extras import extra_needed
 
 STDIN = Path("-")
 BLOCK_BYTES = 1 << 20
@@ -134,14 +136,8 @@ def text_rows(file: BinaryIO, path: Path, encoding: str) -> Iterator[tuple[int, 
 
 
 def _optional(name: str) -> Any:
-    from importlib import import_module
-
-    try:
+    with extra_needed("data"):
         return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == name.split(".")[0]:
-            raise MissingExtra(f"{name.split('.')[0]} is not installed; pip install 'edgeft[data]'") from error
-        raise
 
 
 def _first_byte(file: BinaryIO) -> bytes:

@@ -9,31 +9,17 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
+from edgeft.data.tokenizing import TEMPLATES as TEMPLATES
+from edgeft.data.tokenizing import apply_template as apply_template
+from edgeft.data.tokenizing import load_tokenizer as load_tokenizer
 from edgeft.errors import ModelError
 from edgeft.recipe import NANO, Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
-TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    ),
-    "plain": (
-        "{{ bos_token }}"
-        "{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-        "{% else %}{{ message['content'] + '\\n' }}{% endif %}"
-        "{% endfor %}"
-    ),
-}
 
 
 def resolve_base(recipe: Recipe) -> Path:
@@ -98,14 +84,6 @@ def base_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises ModelError when it cannot be read."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
-
-
 def load_model(folder: Path, dtype: str = "float32", **kwargs: object) -> PreTrainedModel:
     """The folder's causal language model in `dtype`, on the GPU if there is one.
 
@@ -128,30 +106,3 @@ def load_model(folder: Path, dtype: str = "float32", **kwargs: object) -> PreTra
     if torch.cuda.is_available() and "device_map" not in kwargs:
         model.cuda()
     return model
-
-
-def apply_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, recipe_folder: Path) -> None:
-    """Give `tokenizer` the recipe's chat template: its own (None), a named one, or a Jinja file.
-
-    Raises ModelError when there is none, or a named one needs tokens the tokenizer does not have.
-    """
-    if chat_template is None:
-        if tokenizer.chat_template is None:
-            raise ModelError(
-                "the base's tokenizer has no chat template; set model.chat_template to "
-                f"{', '.join(sorted(TEMPLATES))} or to a .jinja file"
-            )
-        return
-    if chat_template in TEMPLATES:
-        missing = [t for t in ("<|im_start|>", "<|im_end|>") if t not in tokenizer.get_vocab()]
-        if chat_template == "chatml" and missing:
-            raise ModelError(
-                f"model.chat_template: chatml needs the tokens {', '.join(missing)}, which this tokenizer "
-                "does not have; use plain"
-            )
-        tokenizer.chat_template = TEMPLATES[chat_template]
-        return
-    path = recipe_folder / chat_template
-    if not path.is_file():
-        raise ModelError(f"model.chat_template: no file {path}; named templates are {', '.join(sorted(TEMPLATES))}")
-    tokenizer.chat_template = path.read_text("utf-8")

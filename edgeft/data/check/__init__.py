@@ -1,0 +1,1 @@
+"""What is wrong with data, found without loading a model."""
