@@ -67,6 +67,9 @@ class Data(Section):
     """Longest example, in tokens."""
     on_too_long: Literal["drop", "truncate", "error"] = "drop"
     """What to do with an example longer than `max_length`; what was done is counted in the report."""
+    swap_copied_values: int = Field(0, ge=0)
+    """Variants of each training example in which values that the JSON answer copies from the request are swapped
+    for others, so that a small model learns to copy."""
 
 
 class Lora(Section):

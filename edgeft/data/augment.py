@@ -21,19 +21,18 @@ CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
 def swap_copied_values(examples: list[Example], copies: int, seed: int) -> list[Example]:
-    """The examples and `copies` variants of each that has a copied value in its JSON answer.
+    """`copies` variants of each example that has a copied value in its JSON answer.
 
     A field counts as copied when it has at least `OPEN_VALUES` distinct values in all examples, `COPIED_SHARE` of
-    which stand in the last user message. Variants are made of words of the other examples and made-up ones. The
-    order is the originals', each followed by its variants; the same seed gives the same variants.
+    which stand in the last user message. Variants are made of words of the other examples and made-up ones, in the
+    order of the examples; the same seed gives the same variants.
     """
     rng = random.Random(seed)
     fields = {field for field, values in _copied_values(examples).items() if len(set(values)) >= OPEN_VALUES}
     pool = sorted({w for f, vs in _copied_values(examples).items() if f in fields for v in vs for w in v.split()})
     spoken = sorted({w for e in examples for w in _request(e).split() if w.isalpha()})
-    result = []
+    result: list[Example] = []
     for example in examples:
-        result.append(example)
         values = [v for f, v in _answer_values(example) if f in fields and _request(example).count(v) == 1]
         if values:
             result.extend(_variant(example, values, pool, spoken, rng) for _ in range(copies))
@@ -42,7 +41,8 @@ def swap_copied_values(examples: list[Example], copies: int, seed: int) -> list[
 
 def _copied_values(examples: list[Example]) -> dict[str, list[str]]:
     """Field → the values that stand in the request, for fields where most do."""
-    copied, count = defaultdict(list), defaultdict(int)
+    copied: dict[str, list[str]] = defaultdict(list)
+    count: dict[str, int] = defaultdict(int)
     for example in examples:
         for field, value in _answer_values(example):
             count[field] += 1

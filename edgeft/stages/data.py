@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeft.artifact import Artifact
 from edgeft.console import Log
+from edgeft.data.augment import swap_copied_values
 from edgeft.data.chat import Example, read_chat
 from edgeft.data.prepare import run_prepare
 from edgeft.data.rendering import encode_chat
@@ -40,8 +41,14 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             path = Path(prepared) / name if section.prepare is not None else recipe.resolve(name)
             examples = read_chat(path)
             kept, tokens, counts = _encode(examples, tokenizer, section, split, log)
-            with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(example.canonical() + "\n" for example in kept)
+            _write(out / f"{split}.jsonl", kept)
+            if split == "train" and section.swap_copied_values:
+                variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed)
+                _write(out / "train-variants.jsonl", variants)
+                _, swapped, of_variants = _encode(variants, tokenizer, section, split, log)
+                tokens = tokens.joined(swapped)
+                counts["variants"] = of_variants["examples"]
+                log.say(f"train: {len(variants)} variants with copied values swapped")
             tokens.save(out / f"tokens-{split}.npz")
             summary[split] = {**counts, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     if not summary["train"]["examples"]:
@@ -51,6 +58,11 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         )
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return {f"{split}_{k}": float(v) for split, c in summary.items() for k, v in c.items() if isinstance(v, int)}
+
+
+def _write(path: Path, examples: list[Example]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(example.canonical() + "\n" for example in examples)
 
 
 def _encode(

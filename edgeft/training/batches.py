@@ -40,6 +40,14 @@ class TokenSet:
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         )
 
+    def joined(self, other: "TokenSet") -> "TokenSet":
+        """These examples, then those of `other`."""
+        return TokenSet(
+            np.concatenate([self.input_ids, other.input_ids]),
+            np.concatenate([self.loss_mask, other.loss_mask]),
+            np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]),
+        )
+
     def save(self, path: Path) -> None:
         """Write as an uncompressed .npz, the same bytes for the same content."""
         np.savez(path, input_ids=self.input_ids, loss_mask=self.loss_mask.astype(np.uint8), offsets=self.offsets)

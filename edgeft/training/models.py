@@ -104,5 +104,5 @@ def load_model(folder: Path, dtype: str = "float32", **kwargs: object) -> PreTra
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: transformers cannot load this model: {error}") from error
     if torch.cuda.is_available() and "device_map" not in kwargs:
-        model.cuda()
+        torch.nn.Module.cuda(model)
     return model
