@@ -126,9 +126,10 @@ class Model(Protocol):
 def load(path: str | Path, *, n_ctx: int = 1024, n_threads: int | None = None, n_gpu_layers: int = 0) -> Model:
     """Open the GGUF file `path` in llama.cpp.
 
-    `n_ctx` is cut to the context the model was trained with. `n_threads` None means one
-    thread for every 20 M parameters, at least one and at most one for every CPU this process may use. Raises ModelError when the file is missing or plainly not a whole GGUF file, RuntimeFault when
-    llama.cpp refuses it, MissingExtra when llama-cpp-python is not installed.
+    `n_ctx` is cut to the context the model was trained with. `n_threads` None means a thread for every 20 M
+    parameters, at least one and at most one for every CPU this process may use. Raises ModelError when the file
+    is missing or plainly not a whole GGUF file, RuntimeFault when llama.cpp refuses it, MissingExtra when
+    llama-cpp-python is not installed.
     """
     path = Path(path)
     if path.is_dir():
