@@ -112,7 +112,8 @@ class LlamaVocabulary:
             raise RuntimeFault(
                 f"{self.path}: the vocabulary has no token for {unwritable[0]!r} and no bytes to spell it; leave it out"
             )
-        encoded = text.encode(errors="surrogatepass")
+        # A lone surrogate is no character; its bytes would end the process inside llama.cpp.
+        encoded = text.encode(errors="replace")
         size = len(encoded) + 8
         while True:
             ids = (llama_cpp.llama_token * size)()

@@ -207,6 +207,21 @@ def large_weight(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def same_name(folder: Path) -> None:
+    """Three more rows than tokens, and a token called as the exporter calls the last of them."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.concatenate([tensors[name], tensors[name][:3]])
+    save_file(tensors, folder / "model.safetensors")
+    n_rows = len(tensors["lm_head.weight"])
+    edited(folder, "config.json", vocab_size=n_rows)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": n_rows - 3, "content": f"[PAD{n_rows - 1}]"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "another architecture": (
         lambda f: edited(f, "config.json", model_type="bitnet", architectures=["BitNetForCausalLM"]),
@@ -218,6 +233,16 @@ BAD: dict[str, tuple[Any, str]] = {
     "config a list": (lambda f: (f / "config.json").write_text("[]"), r"config\.json: not a JSON object"),
     "config without a key": (lambda f: edited(f, "config.json", hidden_size=None), "has no 'hidden_size'"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing; save the tokenizer"),
+    "tokenizer without tokens": (
+        lambda f: (f / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}'),
+        "it has no tokens",
+    ),
+    "tokenizer of another kind of file": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a tokenizer"),
+    "more tokens than rows": (
+        lambda f: edited(f, "config.json", vocab_size=100),
+        r"embed_tokens\.weight has shape|has no row in the embedding",
+    ),
+    "a token named as a row without one": (same_name, "two tokens have the same text"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
     "only pickles": (pickle_only, r"pytorch_model\.bin\). Opening a pickle can run code .* convert it: python -c"),
     "weights cut short": (truncate, r"model\.safetensors: cut short"),

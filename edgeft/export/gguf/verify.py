@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.vocabulary import stop_ids
+from edgeft.runtime.header import check_gguf
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary
 
 N_RANDOM, SEED = 64, 20240229
@@ -42,6 +43,7 @@ def verify_vocabulary(path: Path, folder: ModelFolder, texts: Iterable[str] = ()
     tokenizer = _load_tokenizer(folder.path)
     # An NFC normalizer is the one difference let through (see vocabulary.py).
     composes = folder.tokenizer.get("normalizer") == {"type": "NFC"}
+    check_gguf(path)
     with LlamaVocabulary(path) as vocabulary:
         for text in (*_strings(tokenizer), *texts):
             text = unicodedata.normalize("NFC", text) if composes else text

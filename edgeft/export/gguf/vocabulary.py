@@ -73,7 +73,9 @@ def _turn_end(folder: ModelFolder) -> int | None:
 def _texts(folder: ModelFolder, n_vocab: int) -> list[str]:
     """The text of every id; rows of the embedding without a token get a name of their own."""
     ids = folder.token_ids
-    highest = max(ids.values())
+    highest = max(ids.values(), default=-1)
+    if highest < 0:
+        raise ModelError(f"{folder.path / 'tokenizer.json'}: it has no tokens; save the tokenizer again")
     if highest >= n_vocab:
         raise ModelError(f"{folder.path}: token id {highest} has no row in the embedding of {n_vocab} rows")
     by_id = {token_id: text for text, token_id in ids.items()}
@@ -100,7 +102,7 @@ def _byte_level(tokenizer: dict[str, Any]) -> Metadata:
     # llama.cpp does not compose characters; most text already is composed, so NFC is let through.
     if normalizer not in (None, {"type": "NFC"}):
         raise ModelError(f"tokenizer.json: llama.cpp's byte-level BPE has no normalizer {json.dumps(normalizer)}")
-    merges = tokenizer["model"]["merges"]
+    merges = tokenizer["model"].get("merges", [])
     if not merges:
         raise ModelError("tokenizer.json: no merges; llama.cpp needs at least one in byte-level BPE")
     return {
@@ -117,7 +119,7 @@ def _sentencepiece(tokenizer: dict[str, Any], texts: list[str]) -> Metadata:
     negative rank of the first merge that makes it.
     """
     ranks: dict[str, int] = {}
-    for rank, merge in enumerate(tokenizer["model"]["merges"]):
+    for rank, merge in enumerate(tokenizer["model"].get("merges", [])):
         ranks.setdefault("".join(_pair(merge)), rank)
     return {
         "tokenizer.ggml.model": "llama",
