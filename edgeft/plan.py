@@ -38,7 +38,6 @@ class Step:
     stops: bool = True
 
 
-SPLITS = ("train", "validation", "test")
 # Recipe values that only say where a file is: its content counts instead, for the stages that read it.
 PATHS = (
     "model.base",
@@ -173,7 +172,7 @@ def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:
         return files
     prepare = recipe.pretrain.prepare if recipe.pretrain else recipe.data.prepare
     if prepare is None:
-        return {f"data.{split}": recipe.resolve(getattr(recipe.data, split)) for split in SPLITS}
+        return {f"data.{name}": recipe.resolve(path) for name, path in recipe.data.files().items()}
     files = {f"{group}.prepare.script": recipe.resolve(prepare.script)}
     for index, path in enumerate(prepare.inputs):
         files[f"{group}.prepare.inputs.{index}"] = recipe.resolve(path)

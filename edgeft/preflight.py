@@ -18,7 +18,6 @@ from typing import Any
 
 from edgeft.errors import ModelError
 from edgeft.pipeline import State
-from edgeft.plan import SPLITS
 from edgeft.recipe import Recipe
 
 # Bits per weight of llama.cpp's quantizations (block scales included; mixes as on a 7B Llama).
@@ -119,9 +118,11 @@ def _count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
         return Tokens(count["train_tokens"], count["test_examples"], per_example, count["validation_tokens"])
     if recipe.data.prepare is not None:
         return _guess_from_inputs([recipe.resolve(path) for path in recipe.data.prepare.inputs])
-    splits = [_guess_from_lines(recipe.resolve(getattr(recipe.data, split))) for split in SPLITS]
-    (train_lines, train), (validation_lines, validation), (test_lines, test) = splits
-    return Tokens(train_lines * train, test_lines, test, validation_lines * validation)
+    guessed = {name: _guess_from_lines(recipe.resolve(path)) for name, path in recipe.data.files().items()}
+    test_lines, test = guessed.pop("test")
+    validation_lines, validation = guessed.pop("validation", (0, 0.0))
+    train = sum(lines * tokens for lines, tokens in guessed.values())
+    return Tokens(train, test_lines, test, validation_lines * validation)
 
 
 def _guess_from_inputs(paths: list[Path]) -> Tokens | None:

@@ -8,7 +8,7 @@ Paths in a recipe are relative to its file, and `${VAR}` or `${VAR:-default}` in
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -52,13 +52,39 @@ class Prepare(Section):
     """Files or folders the script reads: when one changes, the data is made again."""
 
 
-class Data(Section):
-    """The examples, as chat JSONL: one `{"messages": [...]}` a line, the assistant's answer last."""
+class Source(Section):
+    """A file of examples in any format `edgeft data import` reads."""
 
-    train: str
-    """File of the examples to learn from."""
-    validation: str
-    """File of the examples watched during training."""
+    path: str
+    """The file."""
+    format: str | None = None
+    """Its format; null: seen from the data."""
+    columns: dict[str, str] = {}
+    """Column map, e.g. `{prompt: question, completion: answer}`."""
+
+
+class Weighted(Source):
+    """A file of examples and how much of it is used."""
+
+    weight: float = Field(1.0, gt=0.0, le=100.0)
+    """How often each example is seen in an epoch: 2 is twice; 0.5 is one half of them, always the same."""
+
+
+class Replay(Source):
+    """General examples mixed in, so that what the base model can do is not forgotten."""
+
+    share: float = Field(gt=0.0, lt=1.0)
+    """Share of the training examples that come from here."""
+
+
+class Data(Section):
+    """The examples, as chat JSONL: one `{"messages": [...]}` a line, the assistant's answer last; other formats
+    are converted."""
+
+    train: str | list[Weighted]
+    """File of the examples to learn from, or several, each with a weight."""
+    validation: str | Annotated[float, Field(gt=0.0, lt=1.0)]
+    """File of the examples watched during training, or the share of the training examples set aside for it."""
     test: str
     """File of the held-out examples the verdict is about."""
     prepare: Prepare | None = None
@@ -67,6 +93,24 @@ class Data(Section):
     """Longest example, in tokens."""
     on_too_long: Literal["drop", "truncate", "error"] = "drop"
     """What to do with an example longer than `max_length`; what was done is counted in the report."""
+    replay: Replay | None = None
+    """General examples against forgetting."""
+    dedupe: Literal["none", "exact", "near"] = "none"
+    """Training examples left out: those seen before, or that stand in the validation or test file as well."""
+    fatal: list[str] = []
+    """Codes of `edgeft data check` (or their beginnings, like `E`) that stop the run."""
+
+    def files(self) -> dict[str, str]:
+        """Every file named here, by its key."""
+        named = {"train": self.train} if isinstance(self.train, str) else {}
+        if not isinstance(self.train, str):
+            named |= {f"train.{at}": source.path for at, source in enumerate(self.train)}
+        if isinstance(self.validation, str):
+            named["validation"] = self.validation
+        if self.replay is not None:
+            named["replay"] = self.replay.path
+        return named | {"test": self.test}
+
     swap_copied_values: int = Field(0, ge=0)
     """Variants of each training example in which values that the JSON answer copies from the request are swapped
     for others, so that a small model learns to copy."""
@@ -156,7 +200,8 @@ class Pretrain(Section):
     """Training a base model from nothing: tokenizer, then weights (Muon and AdamW)."""
 
     prepare: Prepare
-    """Makes train.jsonl and validation.jsonl: one `{"text": ...}` or `{"messages": [...]}` a line."""
+    """Makes train.jsonl and validation.jsonl: one `{"text": ...}` or `{"messages": [...]}` a line. If it makes a
+    last.jsonl too, training ends with one pass over that, while the learning rate falls."""
     tokenizer: PretrainTokenizer = PretrainTokenizer()
     """The tokenizer."""
     model: PretrainModel = PretrainModel()
@@ -174,7 +219,7 @@ class Pretrain(Section):
     max_grad_norm: float = Field(1.0, ge=0.0)
     """Gradients are scaled down to this norm."""
     num_train_epochs: float = Field(1, gt=0.0)
-    """Passes over the corpus."""
+    """Passes over train.jsonl."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in one optimizer step."""
     torch_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -377,9 +422,7 @@ class Recipe(Section):
             return Path(__file__).parent / "assets" / "nano"
         folder = self.resolve(self.model.base)
         if not folder.is_dir():
-            raise ModelError(
-                f"model.base: {folder} is not a folder; give {NANO} or a Hugging Face model folder"
-            )
+            raise ModelError(f"model.base: {folder} is not a folder; give {NANO} or a Hugging Face model folder")
         return folder
 
     @classmethod

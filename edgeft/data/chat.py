@@ -77,7 +77,7 @@ def parse_line(text: str, path: Path, number: int) -> Example:
         has_one = any(m["role"] == "assistant" for m in messages)
         problem = "the last message is not the assistant's" if has_one else "no assistant turn to learn from"
         raise DataError(f"{where}: {problem}")
-    if not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
         raise DataError(f"{where}: the assistant's answer is empty")
     return Example(messages, path, number, row)
 
@@ -87,6 +87,8 @@ def _check_message(message: Any, where: str) -> None:
         raise DataError(f"{where} is not an object")
     if message.get("role") not in ROLES:
         raise DataError(f"{where}.role is {message.get('role')!r}; known roles: {', '.join(ROLES)}")
+    if message.get("content") is None and message.get("tool_calls"):
+        message["content"] = ""  # a call needs no words; templates want a text
     if not isinstance(message.get("content"), str):
         raise DataError(f"{where}.content is not a string")
 

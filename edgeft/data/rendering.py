@@ -73,6 +73,8 @@ def _turn_end(turn: str, prompt: str, message: dict[str, Any]) -> int:
 
     ChatML ends a turn with `<|im_end|>\\n`; the model stops at `<|im_end|>`, the newline is never generated.
     """
+    if not message["content"].strip():
+        return len(turn.rstrip())
     content_end = turn.rfind(message["content"].rstrip(), len(prompt)) + len(message["content"].rstrip())
     return max(len(turn.rstrip()), content_end)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
-from edgeft.data.chat import Example, read_chat
+from edgeft.data.chat import Example
+from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.prepare import run_prepare
 from edgeft.data.rendering import encode_chat
 from edgeft.errors import DataError, EdgeftError
@@ -36,28 +37,50 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     with tempfile.TemporaryDirectory() as prepared:
         if section.prepare is not None:
             run_prepare(recipe, section.prepare, Path(prepared), log)
-        for split in SPLITS:
-            name = getattr(section, split)
-            path = Path(prepared) / name if section.prepare is not None else recipe.resolve(name)
-            examples = read_chat(path)
-            kept, tokens, counts = _encode(examples, tokenizer, section, split, log)
-            _write(out / f"{split}.jsonl", kept)
-            if split == "train" and section.swap_copied_values:
-                variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed)
-                _write(out / "train-variants.jsonl", variants)
-                _, swapped, of_variants = _encode(variants, tokenizer, section, split, log)
-                tokens = tokens.joined(swapped)
-                counts["variants"] = of_variants["examples"]
-                log.say(f"train: {len(variants)} variants with copied values swapped")
-            tokens.save(out / f"tokens-{split}.npz")
-            summary[split] = {**counts, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        find = recipe.resolve if section.prepare is None else Path(prepared).joinpath
+        mixed = mix(section, find, recipe.seed, log)
+        names = section.files()
+        with (out / "examples.jsonl").open("w", encoding="utf-8") as audit:
+            for split, examples in mixed.splits.items():
+                kept, tokens, counts = _encode(examples, tokenizer, section, split, log)
+                _write(out / f"{split}.jsonl", kept)
+                audit.writelines(_audit_line(split, example) for example in kept)
+                if split == "train" and section.swap_copied_values:
+                    variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed)
+                    _write(out / "train-variants.jsonl", variants)
+                    audit.writelines(_audit_line("train-variants", example) for example in variants)
+                    _, swapped, of_variants = _encode(variants, tokenizer, section, split, log)
+                    tokens = tokens.joined(swapped)
+                    counts["variants"] = of_variants["examples"]
+                    log.say(f"train: {len(variants)} variants with copied values swapped")
+                tokens.save(out / f"tokens-{split}.npz")
+                paths = [find(path) for name, path in names.items() if name.split(".")[0] == split]
+                summary[split] = {**counts, **({"source_sha256": _sha256(paths)} if paths else {})}
+    summary["train"] |= mixed.counts
+    checked = check_prepared(section, out, SPLITS, log)
+    if checked:
+        summary["check"] = dict(checked)
     if not summary["train"]["examples"]:
         raise DataError(
             f"no training example is left: all {summary['train']['dropped']} are longer than "
             f"data.max_length = {section.max_length} tokens; raise it or set on_too_long: truncate"
         )
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return {f"{split}_{k}": float(v) for split, c in summary.items() for k, v in c.items() if isinstance(v, int)}
+    return {f"{split}_{k}": float(v) for split in SPLITS for k, v in summary[split].items() if isinstance(v, int)}
+
+
+def _audit_line(split: str, example: Example) -> str:
+    """Every example of the prepared set by its hash, with the file and line it came from."""
+    record = {"split": split, "sha256": example_hash(example), "source": example.path.name, "line": example.line}
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _sha256(paths: list[Path]) -> str:
+    """Of one file, or of several one behind the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, examples: list[Example]) -> None:

@@ -27,6 +27,7 @@ from edgeft.errors import DataError
 CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 2000
 SMALL_BYTES = 8 << 20  # below this, starting worker processes costs more than it gives
+THOROUGH_BYTES = 64 << 20  # up to here every line is searched for personal data
 SHOWN_PER_CODE = 1000
 SAMPLE_EXAMPLES = 1000
 PERSONAL_EXAMPLES = 2000
@@ -118,8 +119,7 @@ Submit = Callable[[Callable[..., Part], Any, Options], "Future[Part]"]
 
 def _submitter(job: Job, stack: ExitStack) -> Submit:
     """A function that runs a batch: in a pool for much data, at once for little."""
-    total = sum(path.stat().st_size for path in job.paths if path != sources.STDIN and path.is_file())
-    if job.workers > 1 and (total > SMALL_BYTES or sources.STDIN in job.paths):
+    if job.workers > 1 and (_size(job) > SMALL_BYTES or sources.STDIN in job.paths):
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
         method = "forkserver" if os.name == "posix" else "spawn"
         pool = stack.enter_context(ProcessPoolExecutor(job.workers, get_context(method)))
@@ -133,6 +133,10 @@ def _submitter(job: Job, stack: ExitStack) -> Submit:
     return at_once
 
 
+def _size(job: Job) -> int:
+    return sum(path.stat().st_size for path in job.paths if path != sources.STDIN and path.is_file())
+
+
 def _check_file(
     job: Job,
     path: Path,
@@ -144,7 +148,7 @@ def _check_file(
     log: Log,
 ) -> FileSummary:
     shape, ranged = _shape_of(job, path)
-    options = Options(shape, job.schema, job.near)
+    options = Options(shape, job.schema, job.near, _size(job) > THOROUGH_BYTES)
     summary = FileSummary(path, shape)
     if path != sources.STDIN:
         summary.n_bytes = path.stat().st_size

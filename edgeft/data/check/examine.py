@@ -5,6 +5,7 @@ Only what is small leaves here: findings up to a cap (all are counted), 8-byte h
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,12 @@ LABELS_PER_BATCH = 5000
 SAMPLES_PER_BATCH = 64
 PERSONAL_PER_BATCH = 250
 SAMPLE_CHARS = 4000
+SAMPLED_LINES = 8
 N_PERM, N_BANDS, SEED = 64, 16, 42
+
+DIGIT = re.compile(rb"[0-9]")
+ECHO_CHARS = 20
+SYSTEM = ("system", "developer")
 
 Problem = tuple[str, str]
 
@@ -38,6 +44,7 @@ class Options:
     format: str = "chat"
     schema: str | None = None
     near: bool = True
+    sampled: bool = False  # look for personal data in some lines only
 
 
 @dataclass
@@ -164,23 +171,23 @@ class _Batch:
             return
         said = [(m.get("role"), _text(m.get("content"))) for m in messages if isinstance(m, dict)]
         texts = [text for _, text in said]
+        words = [text.lower().split() for text in texts]
         is_answer = bool(said) and said[-1][0] == "assistant"
         answer = texts[-1] if is_answer else ""
-        self.report(line, text_problems(raw, texts, answer))
+        self.report(line, text_problems(raw, texts, answer, words[-1] if is_answer else []))
         self.count(line, said, answer)
-        self.hash(line, row, said, is_answer)
+        if not self.options.sampled or line % SAMPLED_LINES == 0:
+            self.personal(line, raw, texts)
+        self.hash(line, row, [role for role, _ in said], words, len(answer))
 
     def count(self, line: int, said: list[tuple[Any, str]], answer: str) -> None:
         part = self.part
         part.turns[len(said)] += 1
-        part.roles.update(role for role, _ in said if isinstance(role, str))
-        part.n_chars += sum(len(text) for _, text in said)
+        for role, text in said:
+            part.roles[role if isinstance(role, str) else ""] += 1
+            part.n_chars += len(text)
         if len(part.sample) < SAMPLES_PER_BATCH:
             part.sample.append((line, "\n".join(text for role, text in said if role != "system")[:SAMPLE_CHARS]))
-        if len(part.personal) < PERSONAL_PER_BATCH:
-            joined = "\n".join([text for _, text in said])[:SAMPLE_CHARS]
-            if may_hold_personal_data(joined):
-                part.personal.append((line, joined))
         if not answer:
             return
         if len(answer) <= LABEL_CHARS and "\n" not in answer and len(part.labels) < LABELS_PER_BATCH:
@@ -203,27 +210,33 @@ class _Batch:
             if what:
                 self.report(line, [("E705", what)])
 
-    def hash(self, line: int, row: Any, said: list[tuple[Any, str]], is_answer: bool) -> None:
-        """Hashes of prompt and answer, words for the signature."""
-        before = said[:-1] if is_answer else said
-        prompt = "\x1e".join([f"{role}\x1f{' '.join(text.lower().split())}" for role, text in before])
-        last = said[-1][1] if is_answer else ""
-        words = last.lower().split()
-        answer = " ".join(words)
-        if is_answer and before and len(answer) > 20 and prompt.endswith("\x1f" + answer):
+    def personal(self, line: int, raw: bytes, texts: list[str]) -> None:
+        part = self.part
+        if len(part.personal) < PERSONAL_PER_BATCH and (b"@" in raw or DIGIT.search(raw) or b"www." in raw):
+            joined = "\n".join(texts)[:SAMPLE_CHARS]
+            if may_hold_personal_data(joined):
+                part.personal.append((line, joined))
+
+    def hash(self, line: int, row: Any, roles: list[Any], words: list[list[str]], answer_chars: int) -> None:
+        """Hashes of prompt and answer, words for the signature. `words` are the lower-case words of each turn."""
+        is_answer = bool(roles) and roles[-1] == "assistant"
+        before = len(roles) - is_answer
+        plain = [" ".join(turn) for turn in words]
+        prompt = "\x1e".join([f"{role}\x1f{text}" for role, text in zip(roles[:before], plain, strict=False)])
+        answer = plain[-1] if is_answer else ""
+        if len(answer) > ECHO_CHARS and before and plain[before - 1] == answer:
             self.report(line, [("W710", "")])
+        if "user" not in roles[:before]:  # no question: nothing to compare questions by
+            prompt += "\x1e" + answer
         calls = [m["tool_calls"] for m in row["messages"] if isinstance(m, dict) and m.get("tool_calls")]
         if calls or "rejected" in row:
             answer += "\x1e" + _encoded([calls, row.get("rejected")]).decode(errors="replace")
-        if all(role != "user" for role, _ in before):  # no question: nothing to compare questions by
-            prompt += "\x1e" + answer
         p = hashlib.blake2b(prompt.encode(errors="replace"), digest_size=8).digest()
         a = hashlib.blake2b(answer.encode(errors="replace"), digest_size=8).digest()
-        self.rows.append((line, len(last), p, a, hashlib.blake2b(p + a, digest_size=8).digest()))
+        self.rows.append((line, answer_chars, p, a, hashlib.blake2b(p + a, digest_size=8).digest()))
         if self.options.near:
-            spoken = [text for role, text in before if role not in ("system", "developer")]
-            words = " ".join(spoken).lower().split() + words
-            self.tokens.append(words + list(map(" ".join, pairwise(words))))
+            spoken = [w for role, turn in zip(roles, words, strict=True) if role not in SYSTEM for w in turn]
+            self.tokens.append(spoken + list(map(" ".join, pairwise(spoken))))
 
     def arrays(self) -> None:
         part, rows = self.part, self.rows

@@ -1,9 +1,11 @@
 """The check as one HTML file: no script, no font, no picture from anywhere else."""
 
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeft.data.check.codes import CODES
+from edgeft.data.check.summary import named
 
 if TYPE_CHECKING:
     from edgeft.data.check.engine import Checked, FileSummary
@@ -16,7 +18,7 @@ border-bottom:1px solid #ddd;vertical-align:top}td.n{text-align:right}.bar{backg
 .error{color:#a40000}.warning{color:#8a5a00}h2{margin-top:2rem}code{font-size:.9em}"""
 
 
-def html_report(checked: "Checked") -> str:
+def html_report(checked: "Checked", folder: Path | None = None) -> str:
     """Counts by code, distributions of each file, and the first findings of every code."""
     body = [f"<h1>Data check</h1><p>{checked.n_errors} errors in {len(checked.files)} files.</p>"]
     rows = [
@@ -27,12 +29,13 @@ def html_report(checked: "Checked") -> str:
     ]
     head = "<tr><th>code</th><th>severity</th><th>count</th><th>what</th><th>what to do</th></tr>"
     body.append(f"<table>{head}{''.join(rows)}</table>")
-    body += [_file(summary) for summary in checked.files]
+    body += [_file(summary, folder) for summary in checked.files]
     body.append("<h2>Worst offenders</h2>")
     for code in sorted({found.code for found in checked.findings}):
         some = [found for found in checked.findings if found.code == code][:WORST]
         items = "".join(
-            f"<li><code>{escape(f.path)}{f':{f.line}' if f.line else ''}</code> {escape(f.detail)}</li>" for f in some
+            f"<li><code>{escape(named(f.path, folder))}{f':{f.line}' if f.line else ''}</code> {escape(f.detail)}</li>"
+            for f in some
         )
         body.append(f"<h3>{code} {escape(CODES[code].title)} ({checked.counts[code]})</h3><ul>{items}</ul>")
     return (
@@ -41,9 +44,9 @@ def html_report(checked: "Checked") -> str:
     )
 
 
-def _file(summary: "FileSummary") -> str:
+def _file(summary: "FileSummary", folder: Path | None) -> str:
     parts = [
-        f"<h2>{escape(str(summary.path))}</h2><p>{summary.format}, {summary.n_examples} examples in "
+        f"<h2>{escape(named(str(summary.path), folder))}</h2><p>{summary.format}, {summary.n_examples} examples in "
         f"{summary.n_lines} lines, {summary.n_chars} characters.</p>"
     ]
     lengths = {f"&lt; {2**bits}": n for bits, n in sorted(summary.answer_chars.items())}

@@ -1,5 +1,6 @@
 """The result of a check as plain data."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.data.check.codes import CODES
@@ -8,8 +9,9 @@ if TYPE_CHECKING:
     from edgeft.data.check.engine import Checked, FileSummary
 
 
-def as_dict(checked: "Checked") -> dict[str, Any]:
-    """For --json and the data stage's report: findings, counts by code, numbers by file."""
+def as_dict(checked: "Checked", folder: Path | None = None) -> dict[str, Any]:
+    """For --json and the data stage's report: findings, counts by code, numbers by file. Files in `folder` are
+    called by their names in it."""
     return {
         "errors": checked.n_errors,
         "counts": {code: n for code, n in sorted(checked.counts.items()) if n},
@@ -17,7 +19,7 @@ def as_dict(checked: "Checked") -> dict[str, Any]:
             {
                 "code": found.code,
                 "severity": CODES[found.code].severity,
-                "file": found.path,
+                "file": named(found.path, folder),
                 "line": found.line,
                 "what": CODES[found.code].title,
                 "detail": found.detail,
@@ -25,14 +27,19 @@ def as_dict(checked: "Checked") -> dict[str, Any]:
             }
             for found in checked.findings
         ],
-        "files": [_file(summary) for summary in checked.files],
+        "files": [_file(summary, folder) for summary in checked.files],
     }
 
 
-def _file(summary: "FileSummary") -> dict[str, Any]:
+def named(path: str, folder: Path | None) -> str:
+    """The path, inside `folder` without it."""
+    return str(Path(path).relative_to(folder)) if folder and Path(path).is_relative_to(folder) else path
+
+
+def _file(summary: "FileSummary", folder: Path | None) -> dict[str, Any]:
     answers = sum(summary.answer_chars.values())
     return {
-        "file": str(summary.path),
+        "file": named(str(summary.path), folder),
         "format": summary.format,
         "bytes": summary.n_bytes,
         "lines": summary.n_lines,

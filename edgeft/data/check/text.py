@@ -36,8 +36,9 @@ START_CHARS = 200
 REPEATED_WORDS = 60
 
 
-def text_problems(raw: bytes, texts: list[str], answer: str) -> Iterator[Problem]:
-    """(code, detail) for the turns `texts` and the last answer; `raw` is the JSON line they come from."""
+def text_problems(raw: bytes, texts: list[str], answer: str, words: list[str]) -> Iterator[Problem]:
+    """(code, detail) for the turns `texts` and the last answer, whose lower-case words are `words`; `raw` is the
+    JSON line they come from."""
     if b"<" in raw or (b"[" in raw and any(mark in raw for mark in BRACKETED)):
         for text in texts:
             if found := SPECIAL.search(text):
@@ -51,7 +52,7 @@ def text_problems(raw: bytes, texts: list[str], answer: str) -> Iterator[Problem
     if b"\\u" in raw or not raw.isascii():
         yield from _beyond_ascii(texts)
     if answer:
-        yield from _answer_problems(answer)
+        yield from _answer_problems(answer, words)
 
 
 def _beyond_ascii(texts: list[str]) -> Iterator[Problem]:
@@ -77,7 +78,7 @@ def _mojibake_shown(text: str) -> str:
     return repr(text[max(0, found.start() - 8) : found.end() + 8]) if found else ""
 
 
-def _answer_problems(answer: str) -> Iterator[Problem]:
+def _answer_problems(answer: str, words: list[str]) -> Iterator[Problem]:
     if answer[0].isspace() or answer[-1].isspace():
         yield "W406", ""
     if ("{{" in answer or "[" in answer or "<" in answer) and (found := PLACEHOLDER.search(answer)):
@@ -87,13 +88,14 @@ def _answer_problems(answer: str) -> Iterator[Problem]:
     if "```" in answer and answer.count("```") % 2:
         yield "W410", ""
     start = answer[:START_CHARS].lower().replace("’", "'")
-    if "i" in start:
-        if any(phrase in start for phrase in REFUSALS):
-            yield "W706", ""
-        end = answer[-START_CHARS:].lower() if len(answer) > START_CHARS else ""
-        if any(phrase in start or phrase in end for phrase in BOILERPLATE):
-            yield "W707", next(phrase for phrase in BOILERPLATE if phrase in start or phrase in end)
-    if len(answer) > 2 * REPEATED_WORDS:
-        words = answer.split()
-        if len(words) >= REPEATED_WORDS and len(set(words)) * 8 < len(words):
-            yield "W409", f"{len(set(words))} different words of {len(words)}"
+    for phrase in REFUSALS:
+        if phrase in start:
+            yield "W706", phrase
+            break
+    end = answer[-START_CHARS:].lower() if len(answer) > START_CHARS else ""
+    for phrase in BOILERPLATE:
+        if phrase in start or phrase in end:
+            yield "W707", phrase
+            break
+    if len(words) >= REPEATED_WORDS and len(different := set(words)) * 8 < len(words):
+        yield "W409", f"{len(different)} different words of {len(words)}"
