@@ -37,25 +37,28 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         tokenizer = train_tokenizer(documents, section.tokenizer.vocab_size, section.model.max_position_embeddings)
         tokenizer.save_pretrained(model_folder)
         encode_documents(documents, tokenizer, section.max_length, log).save(corpus / "train.npz")
-        held_out = read_documents(corpus / "validation.jsonl")
-        encode_documents(held_out, tokenizer, section.max_length, log).save(corpus / "validation.npz")
+        for name in ("last", "validation"):
+            others = read_documents(corpus / f"{name}.jsonl") if (corpus / f"{name}.jsonl").exists() else []
+            encode_documents(others, tokenizer, section.max_length, log).save(corpus / f"{name}.npz")
         (corpus / "done").touch()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    tokens, validation = TokenSet.load(corpus / "train.npz"), TokenSet.load(corpus / "validation.npz")
+    tokens, last, validation = (TokenSet.load(corpus / f"{name}.npz") for name in ("train", "last", "validation"))
     model = fresh_llama(section.model, tokenizer, recipe.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.say(f"{n_parameters / 1e6:.2f} M parameters, {len(tokens):,} documents, {len(tokens.input_ids):,} tokens")
     use_packed_attention(model)
+    plan = plan_epochs(
+        tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=recipe.seed
+    )
+    if len(last):
+        final = plan_epochs(last.lengths, batch_tokens=section.batch_tokens, epochs=1, seed=recipe.seed)
+        plan += [index + len(tokens) for index in final]
+        tokens = tokens.joined(last)
     result = train_loop(
         model,
         MuonAdamW(model.named_parameters(), lr=section.learning_rate, weight_decay=section.weight_decay),
         tokens,
-        plan_epochs(
-            tokens.lengths,
-            batch_tokens=section.batch_tokens,
-            epochs=section.num_train_epochs,
-            seed=recipe.seed,
-        ),
+        plan,
         next_token_loss_sum,
         LoopConfig(
             learning_rate=section.learning_rate,

@@ -1,4 +1,6 @@
-"""Make edgeft-nano's pre-training corpus: `python corpus.py --out DIR` writes train.jsonl and validation.jsonl.
+"""Make edgeft-nano's pre-training corpus.
+
+    python corpus.py --out DIR      writes train.jsonl, last.jsonl (what the run ends with) and validation.jsonl
 
 One document a line: {"text": ...} or {"messages": [...]}. Every source is free to use (see the model card,
 edgeft/assets/nano/README.md), and only training splits are read. Reads $EDGEFT_SHARED, default `../shared`
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from commands import command_documents
 from skills import skill_documents
 
 SEED = 20261121
@@ -22,6 +25,7 @@ SHARED = Path(os.environ.get("EDGEFT_SHARED") or Path(__file__).resolve().parent
 HELD_OUT_STORIES = 191  # the last tenth of the TinyStories sample is never trained on
 SHORT_CHARS, LONG_CHARS, LONG_SHARE = 1300, 3300, 0.15
 SKILL_DOCUMENTS = 90_000
+COMMAND_DOCUMENTS, LAST_SKILL_DOCUMENTS = 30_000, 4_000
 
 
 def main() -> None:
@@ -37,9 +41,32 @@ def main() -> None:
     words = _vocabulary(stories[:-HELD_OUT_STORIES])
     train += list(skill_documents(rng, words, SKILL_DOCUMENTS))
     rng.shuffle(train)
+    last = list(command_documents(rng, words, COMMAND_DOCUMENTS))
+    last += list(skill_documents(rng, words, LAST_SKILL_DOCUMENTS)) + list(_spans(rng))
+    last += rng.sample(list(_snips(rng)), 4000) + list(_banking(rng))
+    last += [{"text": piece} for text in stories[:800] for piece in _pieces(text, rng)]
+    held_out = _held_out_requests()
+    last = [document for document in last if _spoken(document) not in held_out]
+    rng.shuffle(last)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "train.jsonl", train)
+    _write(out / "last.jsonl", last)
     _write(out / "validation.jsonl", [{"text": text} for text in stories[-HELD_OUT_STORIES:]])
+
+
+def _held_out_requests() -> set[str]:
+    """What edgeft's own example task is tested on: no made-up request may happen to be one of these."""
+    folder = Path(__file__).resolve().parents[1] / "home-assistant"
+    lines = [
+        line for name in ("validation", "test") for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+    return {_spoken(json.loads(line)) for line in lines}
+
+
+def _spoken(document: dict) -> str:
+    """The first request, without case and punctuation; empty for a text."""
+    first = document["messages"][0]["content"] if "messages" in document else ""
+    return " ".join("".join(c if c.isalnum() else " " for c in first.lower()).split())
 
 
 def _write(path: Path, documents: list[dict]) -> None:

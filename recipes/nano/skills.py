@@ -102,14 +102,14 @@ def said(number: int) -> str:
     return ONES[hundred] + " hundred" + (" and " + said(rest) if rest else "")
 
 
-def _name(rng: random.Random) -> str:
+def made_up_name(rng: random.Random) -> str:
     """A made-up word: a name no text has, so that it can only be copied."""
     return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3, 3, 4))))
 
 
-def _phrase(rng: random.Random, words: list[str], longest: int = 4) -> str:
+def phrase(rng: random.Random, words: list[str], longest: int = 4) -> str:
     size = rng.randint(1, longest)
-    return " ".join(_name(rng) if rng.random() < 0.25 else rng.choice(words) for _ in range(size))
+    return " ".join(made_up_name(rng) if rng.random() < 0.25 else rng.choice(words) for _ in range(size))
 
 
 def _value(rng: random.Random, words: list[str], key: str) -> str:
@@ -124,11 +124,11 @@ def _value(rng: random.Random, words: list[str], key: str) -> str:
     if key == "time":
         return str(rng.randint(1, 12)) + rng.choice((" am", " pm", ":15", ":30", ":45", " o'clock"))
     if key == "text":
-        return _phrase(rng, words, 7)
-    return _phrase(rng, words)
+        return phrase(rng, words, 7)
+    return phrase(rng, words)
 
 
-def _typo(rng: random.Random, text: str) -> str:
+def typo(rng: random.Random, text: str) -> str:
     at = rng.randrange(len(text) - 1)
     kind = rng.randrange(3)
     if kind == 0:
@@ -146,7 +146,7 @@ def _tool_call(rng: random.Random, words: list[str]) -> tuple[str, str]:
     template = rng.choice(templates)
     opener, closer = rng.choice(OPENERS), rng.choice(CLOSERS)
     if rng.random() < 0.12:
-        template = _typo(rng, template) if "{" not in template[:3] else template
+        template = typo(rng, template) if "{" not in template[:3] else template
     try:
         text = template.format(**values)
     except (KeyError, ValueError, IndexError):  # the typo fell on a placeholder
@@ -164,7 +164,7 @@ def _tool_call(rng: random.Random, words: list[str]) -> tuple[str, str]:
 
 def _record(rng: random.Random, words: list[str]) -> tuple[str, str]:
     keys = rng.sample(words, rng.randint(2, 4))
-    pairs = {key: _phrase(rng, words, 3) for key in keys}
+    pairs = {key: phrase(rng, words, 3) for key in keys}
     shuffled = list(pairs.items())
     rng.shuffle(shuffled)
     joint = rng.choice((" is ", ": ", " = ", " "))
@@ -173,7 +173,7 @@ def _record(rng: random.Random, words: list[str]) -> tuple[str, str]:
 
 
 def _after_word(rng: random.Random, words: list[str]) -> tuple[str, str]:
-    line = [_name(rng) if rng.random() < 0.3 else rng.choice(words) for _ in range(rng.randint(5, 14))]
+    line = [made_up_name(rng) if rng.random() < 0.3 else rng.choice(words) for _ in range(rng.randint(5, 14))]
     at = rng.randrange(len(line) - 1)
     if line.count(line[at]) > 1:
         return "say again: " + " ".join(line), " ".join(line)
@@ -181,7 +181,7 @@ def _after_word(rng: random.Random, words: list[str]) -> tuple[str, str]:
 
 
 def _repeat(rng: random.Random, words: list[str]) -> tuple[str, str]:
-    text = _phrase(rng, words, 12)
+    text = phrase(rng, words, 12)
     return rng.choice(("repeat: ", "say again: ", "copy ", "echo ")) + text, text
 
 
@@ -190,19 +190,19 @@ def _said_number(rng: random.Random, words: list[str]) -> tuple[str, str]:
     if rng.random() < 0.5:
         return f"{said(number)} in digits", str(number)
     unit = rng.choice(words)
-    return f"number in: {_phrase(rng, words, 3)} {said(number)} {unit}", str(number)
+    return f"number in: {phrase(rng, words, 3)} {said(number)} {unit}", str(number)
 
 
 def _duration(rng: random.Random, words: list[str]) -> tuple[str, str]:
     amount = rng.randint(1, 90)
     unit = rng.choice(("second", "minute", "hour", "day", "week")) + ("" if amount == 1 else "s")
     shown = said(amount) if rng.random() < 0.5 else str(amount)
-    text = f"{_phrase(rng, words, 3)} for {shown} {unit} {_phrase(rng, words, 2)}"
+    text = f"{phrase(rng, words, 3)} for {shown} {unit} {phrase(rng, words, 2)}"
     return f"how long: {text}", f"{amount} {unit}"
 
 
 def _field(rng: random.Random, words: list[str]) -> tuple[str, str]:
-    pairs = {key: _phrase(rng, words, 3) for key in rng.sample(words, rng.randint(2, 5))}
+    pairs = {key: phrase(rng, words, 3) for key in rng.sample(words, rng.randint(2, 5))}
     key = rng.choice(sorted(pairs))
     return json.dumps(pairs) + f"\n{key}?", pairs[key]
 
@@ -210,7 +210,7 @@ def _field(rng: random.Random, words: list[str]) -> tuple[str, str]:
 def _choose(rng: random.Random, words: list[str]) -> tuple[str, str]:
     options = rng.sample(words, rng.randint(2, 5))
     picked = rng.choice(options)
-    text = f"{_phrase(rng, words, 4)} {picked} {_phrase(rng, words, 4)}"
+    text = f"{phrase(rng, words, 4)} {picked} {phrase(rng, words, 4)}"
     return f"which of {', '.join(options)} is in: {text}", picked
 
 
