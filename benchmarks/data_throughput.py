@@ -128,8 +128,8 @@ def main() -> None:
         for near in (False, True):
             runs.append({"near": near, "load": os.getloadavg()[0]} | measure(path, near, arguments.workers))
             print(json.dumps(runs[-1]), flush=True)
-    result = {"workers": arguments.workers, "cores": os.cpu_count(), "runs": runs}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+            result = {"workers": arguments.workers, "cores": os.cpu_count(), "runs": runs}
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

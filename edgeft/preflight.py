@@ -89,6 +89,11 @@ def estimate(recipe: Recipe, states: list[State]) -> dict[str, Estimate]:
     return {stage: COSTS[stage](job) for stage in todo}
 
 
+def estimate_training(recipe: Recipe, tokens: Tokens) -> Estimate:
+    """Cost of the training stage for data already counted. Raises ModelError like `estimate`."""
+    return _train(_Job(recipe, read_shape(recipe.base_folder()), tokens))
+
+
 def read_shape(folder: Path) -> Shape:
     """The shape of the model in a Hugging Face folder. Raises ModelError when it cannot be read."""
     try:

@@ -16,6 +16,7 @@ from edgeft.data.formats import Example, Format, Losses, Row, Unreadable
 from edgeft.errors import DataError, UsageError
 
 DETECTION_ROWS = 50
+MISSING = " is missing: read as null"
 MAPPED = ("prompt", "completion", "system", "label", "chosen", "rejected")
 
 
@@ -179,7 +180,9 @@ def _examples(
     mapper: Callable[[Row, Losses], Row] | None,
     reading: Reading,
 ) -> Iterator[tuple[int, Example]]:
+    total = 0
     for line, row in rows:
+        total += 1
         try:
             if isinstance(row, Unreadable):
                 raise row
@@ -187,6 +190,9 @@ def _examples(
                 yield line, example
         except Unreadable as error:
             reading.problems.append(Problem(reading.path, line, str(error)))
+    for what, n in reading.losses.items():
+        if n == total and what.startswith("column ") and what.endswith(MISSING):
+            raise DataError(f"{reading.path}: no row has the {what.removesuffix(MISSING)}")
 
 
 def _pick(row: Row, column: str, losses: Losses) -> Any:
@@ -195,7 +201,7 @@ def _pick(row: Row, column: str, losses: Losses) -> Any:
     value: Any = row
     for part in [column] if column in row else column.split("."):
         if not isinstance(value, dict) or part not in value:
-            losses[f"column {column} is missing: read as null"] += 1
+            losses[f"column {column}{MISSING}"] += 1
             return None
         value = value[part]
     return value

@@ -20,6 +20,8 @@ class ChatTokenizer(Protocol):
 
     def __call__(self, text: str, **kwargs: Any) -> Any: ...
 
+    def decode(self, token_ids: list[int]) -> Any: ...
+
 
 def encode_chat(
     tokenizer: ChatTokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
