@@ -45,7 +45,7 @@ PATHS = (
 )
 TORCH = ("torch", "transformers")
 SPINE = (
-    Step("data", (), ("model", "data"), ("base", "data"), packages=("transformers", "tokenizers")),
+    Step("data", (), ("model", "data", "seed"), ("base", "data"), packages=("transformers", "tokenizers")),
     Step("train", ("data",), ("model", "train", "seed"), ("base",), packages=(*TORCH, "peft"), resumable=True),
     Step("merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",), packages=(*TORCH, "peft")),
     Step("export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")),

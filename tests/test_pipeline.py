@@ -104,7 +104,7 @@ FROM_TRAIN = ALL[1:]
 @pytest.mark.parametrize(
     ("override", "remade"),
     [
-        ("seed=7", FROM_TRAIN),
+        ("seed=7", ALL),
         ("data.max_length=99", ALL),
         ("model.chat_template=chatml", ALL),
         ("train.learning_rate=2e-3", FROM_TRAIN),
