@@ -77,7 +77,7 @@ def _card(run: Path) -> str:
         "linear decay over the last 30 % of the steps. The last fifth is made-up requests, public training sets of "
         "requests and stories; none of the made-up requests is one of the validation or test requests of "
         "`recipes/home-assistant`. The run that made these weights was stopped and resumed, and its decay "
-        "replanned twice on the way (it began at step 837, stood at 0.26 of the peak at step 1,100 and went on from "
+        "replanned twice on the way (it began at step 837, stood at 0.27 of the peak at step 1,100 and went on from "
         "0.69); a fresh run of the recipe decays once.",
         "",
         "| step | loss, mean of 20 steps (nats/token) | held-out TinyStories (nats/token) |",
