@@ -261,14 +261,20 @@ def _small(job: _Job) -> Estimate:
 
 
 def _pretrain(recipe: Recipe) -> Estimate:
-    """Of a pre-training recipe, whose corpus does not exist yet: the weights, no minutes."""
+    """Of a pre-training recipe: weights from its shape, tokens guessed from its script's raw data."""
     section: Any = recipe.pretrain
     model = section.model
-    head = model.hidden_size // model.num_attention_heads * model.num_key_value_heads
-    layer = model.hidden_size * (2 * model.hidden_size + 2 * head + 3 * model.intermediate_size)
+    kv_width = model.hidden_size // model.num_attention_heads * model.num_key_value_heads
+    layer = model.hidden_size * (2 * model.hidden_size + 2 * kv_width + 3 * model.intermediate_size)
     n_params = layer * model.num_hidden_layers + section.tokenizer.vocab_size * model.hidden_size
-    activations = section.batch_tokens * model.hidden_size * model.num_hidden_layers * SAVED_PER_TOKEN_AND_LAYER
-    return Estimate(n_params * 2 + n_params * 12, TORCH_BYTES + n_params * 16 + activations * 4, None)
+    kept = section.batch_tokens * model.hidden_size * model.num_hidden_layers * SAVED_PER_TOKEN_AND_LAYER
+    disk, ram = n_params * (2 + 12), TORCH_BYTES + n_params * 16 + kept * 4
+    guessed = _guess_from_inputs([recipe.resolve(path) for path in section.prepare.inputs])
+    if guessed is None:
+        return Estimate(disk, ram, None)
+    flops = 6 * n_params * guessed.train * section.num_train_epochs
+    seconds = flops / (_train_flops_per_s(model.hidden_size) * _threads(section.num_threads))
+    return Estimate(disk, ram, _minutes(IMPORT_SECONDS + seconds))
 
 
 COSTS: dict[str, Callable[[_Job], Estimate]] = {

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +187,28 @@ def test_a_full_disk_leaves_nothing_done(here: Path, error: Exception) -> None:
     script = Script()
     go(here, script)
     assert script.calls == ALL[3:]
+
+
+def test_a_small_disk_that_grows(here: Path) -> None:
+    """A real file system of half a megabyte: the run stops with advice, and goes on when there is room."""
+    disk = here.parent / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+
+    def trouble(out: Path) -> None:
+        (out / "model.bin").write_bytes(b"x" * 700_000)
+
+    try:
+        script = Script(trouble={"merge": trouble})
+        with pytest.raises(ArtifactError, match="the disk is full"):
+            go(here, script, workdir="disk")
+        assert sorted(path.name for path in (disk / "demo").iterdir()) == ["data", "train"]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert go(here, script, workdir="disk").made == tuple(ALL[2:])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_work_folder_that_is_a_file(here: Path) -> None:
