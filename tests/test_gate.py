@@ -11,7 +11,7 @@ from edgeft.bench.file import BenchSettings
 from edgeft.bench.gate import Measured, collect, judge
 from edgeft.bench.metrics import known_metrics, score_texts
 from edgeft.errors import UsageError
-from edgeft.recipe import Bench, TaskMetric
+from edgeft.sections import Bench, TaskMetric
 
 
 @pytest.mark.parametrize(

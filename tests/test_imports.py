@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
-    "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "recipe_reader", "plan", "pipeline",
-    "preflight", "bench", "report", "parity", "export", "data",
+    "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
+    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors"}
 DATA = {
@@ -32,18 +32,22 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "artifact": ({"errors"}, set()),
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
-    "recipe": ({"errors", "bench.budgets"}, {"pydantic"}),
+    "sections": (set(), {"pydantic"}),
+    "recipe": ({"errors", "bench.budgets", "sections"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": ({"artifact", "console", "errors", "extras", "plan", "recipe", "store"}, set()),
     "preflight": ({"errors", "pipeline", "plan", "recipe"}, set()),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
-    "data": ({"artifact", "console", "errors", "extras", "recipe"}, DATA),
-    "training": ({"artifact", "console", "data", "errors", "recipe"}, TORCH),
+    "data": ({"artifact", "console", "errors", "extras", "recipe", "sections"}, DATA),
+    "training": ({"artifact", "console", "data", "errors", "recipe", "sections"}, TORCH),
     "export": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
     "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
     "stages": (
-        {"artifact", "bench", "console", "data", "errors", "export", "parity", "recipe", "report", "training"},
+        {
+            "artifact", "bench", "console", "data", "errors", "export", "parity", "recipe", "report", "sections",
+            "training",
+        },
         TORCH | {"sklearn"},
     ),
     "runtime": ({"artifact", "errors"}, {"numpy", "llama_cpp", "jinja2"}),

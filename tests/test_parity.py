@@ -17,7 +17,7 @@ from edgeft.parity.forms import Prompt, gguf_form
 from edgeft.parity.numbers import common_prefix, kl_divergence, top1_agrees
 from edgeft.parity.table import render_table
 from edgeft.parity.torch_form import adapter_form, folder_form
-from edgeft.recipe import Tolerance
+from edgeft.sections import Tolerance
 from tests.lively import make_lively_llama
 from tests.parity_models import plant
 

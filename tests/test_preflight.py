@@ -10,8 +10,8 @@ from edgeft.errors import ModelError
 from edgeft.pipeline import inspect, run
 from edgeft.plan import STAGES
 from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, estimate, read_shape
-from edgeft.recipe import Ftype
 from edgeft.recipe_reader import read_recipe
+from edgeft.sections import Ftype
 from edgeft.store import Store
 from tests.tiny import make_tiny_llama
 

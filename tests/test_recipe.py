@@ -11,8 +11,9 @@ import yaml
 from edgeft import yaml12
 from edgeft.bench.budgets import TASK_METRICS
 from edgeft.errors import RecipeError
-from edgeft.recipe import Ftype, Recipe, TaskMetric
+from edgeft.recipe import Recipe
 from edgeft.recipe_reader import key_paths, read_recipe, recipe_from_text
+from edgeft.sections import Ftype, TaskMetric
 
 GOOD = """\
 name: demo
@@ -227,7 +228,7 @@ def test_every_key_is_read(repo_root: Path) -> None:
     """A key of the recipe that no code outside the recipe itself reads is a promise nobody keeps."""
     read, texts = {"ship"}, set()  # `ship` is read through Export.shipped
     for source in (repo_root / "edgeft").rglob("*.py"):
-        if source.name == "recipe.py":
+        if source.name in ("recipe.py", "sections.py"):
             continue
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Attribute):

@@ -51,7 +51,7 @@ def _compare(model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: 
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
     from edgeft.quiet import quiet_libraries
-    from edgeft.recipe import Tolerance
+    from edgeft.sections import Tolerance
 
     quiet_libraries()
     with extra_needed("gguf,train"):

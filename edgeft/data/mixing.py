@@ -16,7 +16,7 @@ from edgeft.data import formats, reading
 from edgeft.data.chat import SHOWN_PROBLEMS, Example, parse_line, read_chat
 from edgeft.errors import DataError, DataRejected
 from edgeft.extras import extra_needed
-from edgeft.recipe import Data, Source, Weighted
+from edgeft.sections import Data, Source, Weighted
 
 Find = Callable[[str], Path]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from edgeft.console import Log
 from edgeft.errors import DataError
-from edgeft.recipe import Prepare, Recipe
+from edgeft.recipe import Recipe
+from edgeft.sections import Prepare
 
 
 def run_prepare(recipe: Recipe, prepare: Prepare, out: Path, log: Log) -> None:

@@ -14,7 +14,8 @@ from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.prepare import run_prepare
 from edgeft.data.rendering import encode_chat
 from edgeft.errors import DataError, EdgeftError
-from edgeft.recipe import Data, Recipe
+from edgeft.recipe import Recipe
+from edgeft.sections import Data
 from edgeft.training.batches import TokenSet
 from edgeft.training.models import apply_template, load_tokenizer, resolve_base
 

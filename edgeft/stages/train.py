@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
-from edgeft.recipe import Recipe, Train
+from edgeft.recipe import Recipe
+from edgeft.sections import Train
 from edgeft.training.adapters import attach_lora, nf4_config, save_adapter
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet, plan_epochs

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from edgeft.errors import ModelError
-from edgeft.recipe import Lora
+from edgeft.sections import Lora
 from edgeft.training.models import DTYPES, check_safetensors
 
 PREFIX = "base_model.model."

@@ -16,7 +16,8 @@ from edgeft.data.tokenizing import TEMPLATES as TEMPLATES
 from edgeft.data.tokenizing import apply_template as apply_template
 from edgeft.data.tokenizing import load_tokenizer as load_tokenizer
 from edgeft.errors import ModelError
-from edgeft.recipe import NANO, Recipe
+from edgeft.recipe import Recipe
+from edgeft.sections import NANO
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgeft.console import Log
 from edgeft.errors import DataError
-from edgeft.recipe import PretrainModel
+from edgeft.sections import PretrainModel
 from edgeft.training.batches import TokenSet
 from edgeft.training.models import TEMPLATES
 

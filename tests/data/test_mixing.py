@@ -17,7 +17,7 @@ from edgeft.data.reading import read_examples
 from edgeft.data.redact import FORMS, Surrogates, redact_examples, redact_text
 from edgeft.data.split import parse_shares, split_examples
 from edgeft.errors import DataError, UsageError
-from edgeft.recipe import Data
+from edgeft.sections import Data
 from tests.data.planted import bot, pair, row, sentence, user
 
 

@@ -10,8 +10,8 @@ from edgeft.console import silent_log
 from edgeft.errors import ModelError, RuntimeFault, UsageError
 from edgeft.export.gguf import QUANTIZED_FTYPES, WRITTEN_FTYPES, quantize_gguf
 from edgeft.export.gguf.export import export_gguf
-from edgeft.recipe import Ftype
 from edgeft.runtime import load
+from edgeft.sections import Ftype
 from tests.tiny import make_tiny_llama
 
 

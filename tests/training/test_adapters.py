@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from edgeft.errors import ModelError
-from edgeft.recipe import Lora
+from edgeft.sections import Lora
 from edgeft.training.adapters import attach_lora, merge_adapter, nf4_config, save_adapter
 from edgeft.training.models import load_model
 from tests.tiny import make_tiny_llama

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from edgeft.console import silent_log
 from edgeft.errors import DataError
-from edgeft.recipe import PretrainModel
 from edgeft.recipe_reader import read_recipe
+from edgeft.sections import PretrainModel
 from edgeft.stages.pretrain import run
 from edgeft.training.pretraining import encode_documents, fresh_llama, read_documents, train_tokenizer
 

@@ -1,0 +1,328 @@
+"""The sections of a recipe: their keys, types and defaults, and nothing else.
+
+Names are the upstream ones (peft `LoraConfig`, transformers `TrainingArguments`, llama.cpp `ftype`/`n_ctx`)
+wherever one exists. The docstring under a key says what it means and in which unit.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NANO = "edgeft/nano"
+
+Ftype = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
+    "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+]  # fmt: skip
+TaskMetric = Literal["exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, types are not guessed, values do not change."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Model(Section):
+    """The model to start from."""
+
+    base: str = NANO
+    """`edgeft/nano` (embedded in the package) or a local Hugging Face model folder."""
+    chat_template: str | None = None
+    """null: the tokenizer's own; `chatml`; `plain`; or the path of a Jinja file."""
+
+
+class Prepare(Section):
+    """A script that makes the data files."""
+
+    script: str
+    """A Python file, run as `python script.py --out FOLDER`; the three files are then in FOLDER."""
+    inputs: list[str] = []
+    """Files or folders the script reads: when one changes, the data is made again."""
+
+
+class Source(Section):
+    """A file of examples in any format `edgeft data import` reads."""
+
+    path: str
+    """The file."""
+    format: str | None = None
+    """Its format; null: seen from the data."""
+    columns: dict[str, str] = {}
+    """Column map, e.g. `{prompt: question, completion: answer}`."""
+
+
+class Weighted(Source):
+    """A file of examples and how much of it is used."""
+
+    weight: float = Field(1.0, gt=0.0, le=100.0)
+    """How often each example is seen in an epoch: 2 is twice; 0.5 is one half of them, always the same."""
+
+
+class Replay(Source):
+    """General examples mixed in, so that what the base model can do is not forgotten."""
+
+    share: float = Field(gt=0.0, lt=1.0)
+    """Share of the training examples that come from here."""
+
+
+class Data(Section):
+    """The examples, as chat JSONL: one `{"messages": [...]}` a line, the assistant's answer last; other formats
+    are converted."""
+
+    train: str | list[Weighted]
+    """File of the examples to learn from, or several, each with a weight."""
+    validation: str | Annotated[float, Field(gt=0.0, lt=1.0)]
+    """File of the examples watched during training, or the share of the training examples set aside for it."""
+    test: str
+    """File of the held-out examples the verdict is about."""
+    prepare: Prepare | None = None
+    """Makes the three files first; they are then names inside its output folder."""
+    max_length: int = Field(512, ge=8)
+    """Longest example, in tokens."""
+    on_too_long: Literal["drop", "truncate", "error"] = "drop"
+    """What to do with an example longer than `max_length`; what was done is counted in the report."""
+    replay: Replay | None = None
+    """General examples against forgetting."""
+    dedupe: Literal["none", "exact", "near"] = "none"
+    """Training examples left out: those seen before, or that stand in the validation or test file as well."""
+    fatal: list[str] = []
+    """Codes of `edgeft data check` (or their beginnings, like `E`) that stop the run."""
+    swap_copied_values: int = Field(0, ge=0)
+    """Variants of each training example in which values that the JSON answer copies from the request are swapped
+    for others, so that a small model learns to copy."""
+
+    def files(self) -> dict[str, str]:
+        """Every file named here, by its key."""
+        named = {"train": self.train} if isinstance(self.train, str) else {}
+        if not isinstance(self.train, str):
+            named |= {f"train.{at}": source.path for at, source in enumerate(self.train)}
+        if isinstance(self.validation, str):
+            named["validation"] = self.validation
+        if self.replay is not None:
+            named["replay"] = self.replay.path
+        return named | {"test": self.test}
+
+
+class Lora(Section):
+    """Low-rank adapters (peft `LoraConfig`)."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    lora_alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by lora_alpha / r (by lora_alpha / sqrt(r) with rslora)."""
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the adapter's inputs set to zero in training."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """`all-linear` (every linear layer but the head), or names of modules."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+
+
+class Train(Section):
+    """Fine-tuning on the assistant's turns (names of transformers `TrainingArguments` where one exists)."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """`lora`, `qlora` (base held in 4 bits) or `full` (every weight)."""
+    lora: Lora = Lora()
+    """The adapter; read by `lora` and `qlora`."""
+    learning_rate: float = Field(2e-4, gt=0.0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = Field(0.03, ge=0.0)
+    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = Field(1.0, ge=0.0)
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    num_train_epochs: float = Field(3, gt=0.0)
+    """Passes over the training examples."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one optimizer step."""
+    torch_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the weights are held and multiplied in."""
+    save_steps: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between evaluations on the validation set; null: at the end of each epoch."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; null: torch's default."""
+    resume_from_checkpoint: bool = True
+    """Go on from the last checkpoint of an interrupted run."""
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = Field(1e-8, gt=0.0)
+    """AdamW's epsilon."""
+
+
+class PretrainTokenizer(Section):
+    """A byte-level BPE tokenizer trained on the corpus, digits one by one (llama.cpp's `smollm`)."""
+
+    vocab_size: int = Field(4096, ge=512)
+    """Entries, special tokens and the 256 bytes included."""
+
+
+class PretrainModel(Section):
+    """Shape of the Llama model (transformers `LlamaConfig`)."""
+
+    hidden_size: int = Field(256, ge=32)
+    """Width of the residual stream; a multiple of 256 allows K-quants."""
+    intermediate_size: int = Field(768, ge=32)
+    """Width of the feed-forward layers."""
+    num_hidden_layers: int = Field(8, ge=1)
+    """Layers."""
+    num_attention_heads: int = Field(4, ge=1)
+    """Query heads."""
+    num_key_value_heads: int = Field(2, ge=1)
+    """Key and value heads."""
+    max_position_embeddings: int = Field(1024, ge=16)
+    """Context, in tokens."""
+    rope_theta: float = Field(10000.0, gt=0.0)
+    """Base of the rotary embedding."""
+
+
+class Pretrain(Section):
+    """Training a base model from nothing: tokenizer, then weights (Muon and AdamW)."""
+
+    prepare: Prepare
+    """Makes train.jsonl and validation.jsonl: one `{"text": ...}` or `{"messages": [...]}` a line. If it makes a
+    last.jsonl too, training ends with one pass over that, while the learning rate falls."""
+    tokenizer: PretrainTokenizer = PretrainTokenizer()
+    """The tokenizer."""
+    model: PretrainModel = PretrainModel()
+    """The shape."""
+    max_length: int = Field(1024, ge=8)
+    """Longer documents are cut into pieces of this many tokens."""
+    learning_rate: float = Field(3e-3, gt=0.0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = "warmup_stable_decay"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = Field(0.02, ge=0.0)
+    """Steps of linear warm-up; below 1 it is a share of all steps."""
+    weight_decay: float = Field(0.05, ge=0.0)
+    """Decoupled decay of the hidden matrices."""
+    max_grad_norm: float = Field(1.0, ge=0.0)
+    """Gradients are scaled down to this norm."""
+    num_train_epochs: float = Field(1, gt=0.0)
+    """Passes over train.jsonl."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one optimizer step."""
+    torch_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the multiplications; the weights that train stay in float32."""
+    save_steps: int = Field(100, ge=1)
+    """Optimizer steps between checkpoints."""
+    eval_steps: int = Field(200, ge=1)
+    """Optimizer steps between evaluations on validation.jsonl."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; null: torch's default."""
+
+
+class Merge(Section):
+    """The adapter folded into the base."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the merged weights on disk."""
+
+
+class Gguf(Section):
+    """One GGUF file."""
+
+    ftype: Ftype
+    """llama.cpp's name of the quantization."""
+
+
+def _default_gguf() -> list[Gguf]:
+    return [Gguf(ftype="F16"), Gguf(ftype="Q8_0"), Gguf(ftype="Q4_K_M")]
+
+
+class Export(Section):
+    """The files to make."""
+
+    gguf: list[Gguf] = Field(default_factory=_default_gguf, min_length=1)
+    """GGUF files for llama.cpp, in the order they are made."""
+    ship: Ftype | None = None
+    """The file that is benchmarked and judged; null: the last of the list."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ftypes = [entry.ftype for entry in self.gguf]
+        if len(set(ftypes)) < len(ftypes):
+            raise ValueError("gguf lists an ftype twice")
+        if self.ship is not None and self.ship not in ftypes:
+            raise ValueError(f"ship: {self.ship} is not among the files of gguf ({', '.join(ftypes)})")
+        return self
+
+    @property
+    def shipped(self) -> str:
+        """The ftype of the file that ships."""
+        return self.ship or self.gguf[-1].ftype
+
+
+class Limits(Section):
+    """How far a form of the model may be from the one before it."""
+
+    top1: float = Field(ge=0.0, le=1.0)
+    """Smallest share of positions with the same most likely token."""
+    kl_mean: float = Field(ge=0.0)
+    """Largest mean KL divergence from the reference, in nats per token."""
+
+
+class Tolerance(Section):
+    """Limits by kind of file."""
+
+    f16: Limits = Limits(top1=0.98, kl_mean=5e-4)
+    """F32, F16 and BF16 files."""
+    q8_0: Limits = Limits(top1=0.95, kl_mean=5e-3)
+    """Q8_0 files."""
+    q4: Limits = Limits(top1=0.85, kl_mean=0.1)
+    """Every smaller quantization."""
+
+
+class Parity(Section):
+    """The same prompts through every form of the model."""
+
+    prompts: int = Field(32, ge=1)
+    """Examples of the test set that are compared."""
+    n_gen: int = Field(32, ge=1)
+    """Tokens generated greedily to measure the common prefix."""
+    tolerance: Tolerance = Tolerance()
+    """When a form counts as moved."""
+
+
+class Latency(Section):
+    """How speed is measured."""
+
+    prompts: int = Field(8, ge=1)
+    """Prompts of the test set."""
+    n_gen: int = Field(64, ge=2)
+    """Tokens generated after each prompt."""
+    repetitions: int = Field(5, ge=1)
+    """Times each prompt is measured."""
+    warmup: int = Field(1, ge=0)
+    """Runs before the clock starts."""
+
+
+class Bench(Section):
+    """Accuracy and speed of the file that ships, in its real runtime."""
+
+    metrics: list[TaskMetric] = Field(default=["exact_match"], min_length=1)
+    """What is scored on the test set."""
+    limit: int | None = Field(None, ge=1)
+    """Examples of the test set; null: all."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest answer, in tokens."""
+    n_ctx: int = Field(1024, ge=8)
+    """Context window of the runtime, in tokens."""
+    n_threads: int | None = Field(None, ge=1)
+    """CPU threads of the runtime; null: its own choice."""
+    latency: Latency = Latency()
+    """How speed is measured."""
+    few_shot: int = Field(3, ge=0)
+    """Training examples shown to the base model in the few-shot baseline; 0 leaves it out."""
+    baseline_limit: int = Field(100, ge=1)
+    """Examples of the test set for the base model's baselines."""
