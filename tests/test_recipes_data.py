@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -119,6 +120,29 @@ class TestHomeAssistant:
         for name in ("room", "celsius", "brightness", "duration"):
             new = values(splits["test"], (name,)) - values(splits["train"], (name,))
             assert len(new) >= 3, name
+
+    def test_words_of_held_out_phrases_are_taught(
+        self, home: Path, splits: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generate = runpy.run_path(str(home / "generate.py"))
+        find_strangers, phrase_type = generate["find_strangers"], generate["Phrase"]
+        assert find_strangers() == []
+        read_phrases = find_strangers.__globals__["read_phrases"]
+        groups = (group for groups in read_phrases("train").values() for _, group in groups)
+        assert {p.id for group in groups for p in group} <= {e["phrase"] for e in splits["train"]}
+        strange = {
+            "illuminate the {room}": "'illuminate' is in 0 training phrases",
+            "add {item} to the shopping list": "closer to ('add_to_list', 'item')",
+        }
+        fixed = {"state": "on"}
+        for text, complaint in strange.items():
+            held_out = {"set_light": [(1.0, [phrase_type("x", "set_light", text, fixed, True)])]}
+            monkeypatch.setitem(
+                find_strangers.__globals__,
+                "read_phrases",
+                lambda part, held_out=held_out: held_out if part == "test" else read_phrases(part),
+            )
+            assert any(complaint in stranger for stranger in find_strangers()), text
 
     def test_every_tool_has_phrases_enough(self, splits: dict[str, list[dict[str, Any]]]) -> None:
         phrases = {(e["intent"], e["phrase"]) for e in splits["train"]}

@@ -8,7 +8,8 @@ answer is compact JSON with fixed key order, open values copied as said, closed 
 
 Phrases and open values lie in two lists, `train` and `held_out`. Training sees only the first. Every third
 entry of `held_out` belongs to the held-out half of the validation split, the rest to the test split, so that
-the three never share a phrase or an open value; `find_leaks` proves it on every run.
+the three never share a phrase or an open value; `find_leaks` proves it on every run. A held-out phrase puts
+known words together in a new way: `find_strangers` refuses one whose words training does not teach.
 
 The files are the same bytes for a seed on every Python >= 3.11: of `random` only `Random.random` is used,
 the Mersenne Twister's own output, which Python promises to keep.
@@ -21,23 +22,25 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 HERE = Path(__file__).resolve().parent
 SEED = 42
+Key = TypeVar("Key")
 
 # Examples: (from training phrases and values, from held-out ones)
 SIZES = {"train": (1200, 0), "validation": (100, 100), "test": (0, 300)}
 
 # Share of each tool; "" is the call of no tool.
 SHARES = {
-    "set_light": 0.18,
+    "set_light": 0.17,
     "set_thermostat": 0.10,
     "set_timer": 0.12,
     "cancel_timer": 0.05,
     "play_media": 0.12,
-    "media_control": 0.07,
+    "media_control": 0.08,
     "add_to_list": 0.10,
     "remove_from_list": 0.05,
     "get_weather": 0.09,
@@ -58,8 +61,18 @@ ARGUMENTS = {
     "": (),
 }
 
+# Where, when and for what: arguments that leave open what a phrase asks for.
+DETAILS = {"room", "label", "place", "day"}
+
+# Words that carry no meaning of their own; "on", "up", "no", "what" and their like do.
+FUNCTION_WORDS = set(
+    "a an the this that my your i me we us you it i'm i'd it's we're there's to in of for at with and "
+    "is are be do does did will would can have has".split()
+)
+LEAST_TAUGHT = 3  # training phrases of the same meaning that every other word of a held-out phrase occurs in
+
 OPENER_RATE, FILLER_RATE, ENDING_RATE = 0.30, 0.20, 0.15
-CASUAL_RATE, DROPPED_ARTICLE_RATE, TYPO_RATE = 0.35, 0.08, 0.12
+CASUAL_RATE, DROPPED_ARTICLE_RATE, TYPO_RATE = 0.35, 0.08, 0.08
 
 
 @dataclass(frozen=True)
@@ -224,20 +237,19 @@ def examples(part: str, count: int, rng: random.Random, seen: set[str]) -> Itera
     """`count` examples whose utterances are not yet in `seen`, the tools in their shares."""
     phrases, values, speaker = read_phrases(part), Values(part, rng), Speaker(part, rng)
     for tool, wanted in apportion(SHARES, count).items():
-        groups = phrases[tool]
-        decks = [Deck(group, rng) for _, group in groups]
-        made = 0
-        while made < wanted:
-            phrase = decks[weighted(rng, [weight for weight, _ in groups])].deal()
-            example = speak(phrase, values, speaker)
-            utterance = example["messages"][0]["content"]
-            if utterance not in seen:
-                seen.add(utterance)
-                made += 1
-                yield example
+        weights = {i: weight for i, (weight, _) in enumerate(phrases[tool])}
+        for i, due in apportion(weights, wanted).items():
+            deck, made = Deck(phrases[tool][i][1], rng), 0
+            while made < due:
+                example = speak(deck.deal(), values, speaker)
+                utterance = example["messages"][0]["content"]
+                if utterance not in seen:
+                    seen.add(utterance)
+                    made += 1
+                    yield example
 
 
-def apportion(shares: dict[str, float], count: int) -> dict[str, int]:
+def apportion(shares: dict[Key, float], count: int) -> dict[Key, int]:
     """Whole numbers in proportion to the shares, adding up to `count` (largest remainders)."""
     exact = {key: share * count / sum(shares.values()) for key, share in shares.items()}
     whole = {key: int(value) for key, value in exact.items()}
@@ -292,6 +304,49 @@ def find_leaks() -> list[str]:
     return leaks
 
 
+def find_strangers() -> list[str]:
+    """Held-out phrases that training does not prepare for; empty if the split is fair.
+
+    Every word but the function words has to occur in `LEAST_TAUGHT` training phrases of the same meaning, and
+    no training phrase of another meaning may be closer in words (Dice over words and pairs of words).
+    """
+    taught: dict[Any, list[list[str]]] = {}
+    for meaning, words in meanings("train"):
+        taught.setdefault(meaning, []).append(words)
+    strangers = []
+    for meaning, words in [*meanings("validation"), *meanings("test")]:
+        said = " ".join(words)
+        for word in sorted({word for word in words if word[0] != "{"} - FUNCTION_WORDS):
+            count = sum(word in known for known in taught[meaning])
+            if count < LEAST_TAUGHT:
+                strangers.append(f"phrase {said!r}: {word!r} is in {count} training phrases of {meaning}")
+        nearest = {key: max(likeness(words, known) for known in taught[key]) for key in taught}
+        closest = max(nearest, key=lambda key: nearest[key])
+        if nearest[closest] > nearest[meaning]:
+            strangers.append(f"phrase {said!r} is closer to {closest} than to {meaning}")
+    return strangers
+
+
+def meanings(part: str) -> Iterator[tuple[Any, list[str]]]:
+    """What each phrase of a part asks for (tool, fixed arguments, other arguments; no details), its words."""
+    slots = tomllib.loads((HERE / "values.toml").read_text("utf-8"))
+    argument = {slot: families[0].get("argument", slot) for slot, families in slots.items()}
+    phrases = [p for groups in read_phrases(part).values() for _, group in groups for p in group]
+    for phrase in phrases:
+        for state in ["on", "off"] if "{state}" in phrase.text else [""]:
+            fixed = {k: v for k, v in phrase.fixed.items() if k not in DETAILS} | ({"state": state} if state else {})
+            text = phrase.text.replace("{state}", state)
+            named = {argument[slot] for slot in re.findall(r"{(\w+)}", text)} - DETAILS
+            asked = sorted(named & {*ARGUMENTS[phrase.tool]})
+            yield (phrase.tool, *fixed.items(), *asked), text.split()
+
+
+def likeness(one: list[str], other: list[str]) -> float:
+    """Dice coefficient of the words and pairs of neighbours of two phrases."""
+    a, b = ({*words, *pairwise(words)} for words in (one, other))
+    return 2 * len(a & b) / (len(a) + len(b))
+
+
 def answers(part: str) -> set[tuple[str, str]]:
     """(argument, value) of all open families in a part; of the closed ones for "closed"."""
     found = set()
@@ -312,6 +367,8 @@ def main() -> None:
     args = parser.parse_args()
     if leaks := find_leaks():
         raise SystemExit("\n".join(["held-out material that training would meet:", *leaks]))
+    if strangers := find_strangers():
+        raise SystemExit("\n".join(["held-out phrases that training does not prepare for:", *strangers]))
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for number, (split, (familiar, held_out)) in enumerate(SIZES.items()):
