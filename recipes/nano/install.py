@@ -75,7 +75,7 @@ def _card(run: Path) -> str:
         f"`recipes/nano-base.yaml`, by edgeft's own loop on a two-core CPU: {summary['tokens'] / 1e6:.1f} M tokens in "
         f"{len([r for r in rows if 'loss' in r])} steps, bfloat16 products, Muon and AdamW, learning rate 3e-3 with a "
         "linear decay over the last 30 % of the steps. The last fifth is made-up requests, public training sets of "
-        "requests and stories; none of the made-up requests is one of the validation or test requests of "
+        "requests and stories; none of the made-up requests is one of the test requests of "
         "`recipes/home-assistant`. The run that made these weights was stopped and resumed, and its decay "
         "replanned twice on the way (it began at step 837, stood at 0.27 of the peak at step 1,100 and went on from "
         "0.69); a fresh run of the recipe decays once.",
