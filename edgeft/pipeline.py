@@ -98,8 +98,7 @@ def run(
             if is_new:
                 made.append(planned.stage)
         artifacts[planned.stage] = artifact
-        store.link(recipe.name, artifact)
-        failed = _failure(artifact)
+        failed = _failure(artifact, store.link(recipe.name, artifact))
         if failed and planned.step.stops:
             raise failed
         failure = failure or failed
@@ -180,8 +179,8 @@ def _refused_by_disk(error: Exception, out: Path) -> Exception:
     return error
 
 
-def _failure(artifact: Artifact) -> GateFailed | None:
-    """The failure a stage's artifact stands for, made in this run or before.
+def _failure(artifact: Artifact, link: Path) -> GateFailed | None:
+    """The failure a stage's artifact stands for, made in this run or before; `link` is where people find it.
 
     A check fails by raising GateFailed, or by returning the metric `passed` as 0 with all it measured.
     """
@@ -190,8 +189,8 @@ def _failure(artifact: Artifact) -> GateFailed | None:
     kind = ParityFailed if artifact.stage == "parity" else GateFailed
     if FAILURE in artifact.files:
         return kind(artifact.file(FAILURE).read_text(encoding="utf-8").rstrip("\n"))
-    count = f"{artifact.metrics['failed']:.0f} " if "failed" in artifact.metrics else ""
-    return kind(f"{artifact.stage}: {count}not met; see {artifact.path}")
+    failed, budgets = (artifact.metrics.get(name, 1.0) for name in ("failed", "budgets"))
+    return kind(f"{artifact.stage}: {failed:.0f} of {budgets:.0f} not met; see {link}")
 
 
 def _reasons(recipe: Recipe, planned: Planned, store: Store) -> tuple[str, ...]:

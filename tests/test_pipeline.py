@@ -247,7 +247,7 @@ def test_a_typo_of_ours_is_no_missing_package(here: Path) -> None:
     ("trouble", "said"),
     [
         (raiser(GateFailed("exact_match 0.4 < 0.5")), "exact_match 0.4 < 0.5"),
-        (lambda out: {"passed": 0.0, "failed": 2.0}, "gate: 2 not met"),
+        (lambda out: {"passed": 0.0, "failed": 2.0, "budgets": 3.0}, "gate: 2 of 3 not met; see "),
     ],
 )
 def test_a_failed_gate_is_reported_and_stays_failed(here: Path, trouble: Any, said: str) -> None:
