@@ -9,33 +9,42 @@ the same sentence about something else; nothing but copying is left to learn.
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from edgeft.data.chat import Example
 
 OPEN_VALUES = 20  # a field with fewer distinct values is a choice from a list, not a copy
 COPIED_SHARE = 0.8  # of a copied field's values stand word for word in the request
-MADE_UP_SHARE, REQUEST_SHARE = 0.2, 0.3  # of swapped-in words; the others come from other examples' values
+MADE_UP_SHARE, VOCABULARY_SHARE, REQUEST_SHARE = 0.15, 0.35, 0.2  # of swapped-in words; the rest is from values
+JOINED_SHARE = 0.4  # of the vocabulary's: two pieces made one word
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
-def swap_copied_values(examples: list[Example], copies: int, seed: int) -> list[Example]:
-    """`copies` variants of each example that has a copied value in its JSON answer.
+Words = tuple[Sequence[str], Sequence[str], Sequence[str]]  # from values, from requests, of the vocabulary
+
+
+def swap_copied_values(
+    examples: list[Example], copies: int, seed: int, vocabulary: Sequence[str] = ()
+) -> list[Example]:
+    """`copies` variants of each example, if some have copied values in their JSON answers; else none.
 
     A field counts as copied when it has at least `OPEN_VALUES` distinct values in all examples, `COPIED_SHARE` of
-    which stand in the last user message. Variants are made of words of the other examples and made-up ones, in the
-    order of the examples; the same seed gives the same variants.
+    which stand in the last user message. Variants are made of words of the other examples, pieces of the
+    tokenizer's `vocabulary` (a piece has one token behind a space and other tokens behind a quote; a model learns
+    that they spell the same by meeting both), and made-up words. An example with nothing to swap is repeated, so that
+    the balance of the set stays. The variants come in the order of the examples, the same for a seed.
     """
     rng = random.Random(seed)
     fields = {field for field, values in _copied_values(examples).items() if len(set(values)) >= OPEN_VALUES}
     pool = sorted({w for f, vs in _copied_values(examples).items() if f in fields for v in vs for w in v.split()})
+    if not fields:
+        return []
     spoken = sorted({w for e in examples for w in _request(e).split() if w.isalpha()})
     result: list[Example] = []
     for example in examples:
         values = [v for f, v in _answer_values(example) if f in fields and _request(example).count(v) == 1]
-        if values:
-            result.extend(_variant(example, values, pool, spoken, rng) for _ in range(copies))
+        result.extend(_variant(example, values, (pool, spoken, vocabulary), rng) for _ in range(copies))
     return result
 
 
@@ -77,12 +86,12 @@ def _request(example: Example) -> str:
     return said[-1] if said else ""
 
 
-def _variant(example: Example, values: list[str], pool: list[str], spoken: list[str], rng: random.Random) -> Example:
+def _variant(example: Example, values: list[str], words: Words, rng: random.Random) -> Example:
     messages = [dict(message) for message in example.messages]
-    request = next(m for m in reversed(messages[:-1]) if m["role"] == "user")
     answer = messages[-1]
     for value in values:
-        fresh = _phrase(len(value.split()), pool, spoken, rng)
+        request = next(m for m in reversed(messages[:-1]) if m["role"] == "user")
+        fresh = _phrase(len(value.split()), words, rng)
         old, new = json.dumps(value, ensure_ascii=False), json.dumps(fresh, ensure_ascii=False)
         if request["content"].count(value) != 1 or answer["content"].count(old) != 1:
             continue  # an earlier swap, or the answer itself, made the place ambiguous
@@ -91,14 +100,17 @@ def _variant(example: Example, values: list[str], pool: list[str], spoken: list[
     return replace(example, messages=messages)
 
 
-def _phrase(n_words: int, pool: list[str], spoken: list[str], rng: random.Random) -> str:
+def _phrase(n_words: int, words: Words, rng: random.Random) -> str:
     """About as many words as the value it stands for."""
-    words = []
-    for _ in range(max(1, n_words + rng.choice((-1, 0, 0, 0, 1)))):
-        draw = rng.random()
-        if draw < MADE_UP_SHARE:
-            syllables = rng.choice((2, 2, 3))
-            words.append("".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(syllables)))
-        else:
-            words.append(rng.choice(spoken if draw < MADE_UP_SHARE + REQUEST_SHARE else pool))
-    return " ".join(words)
+    return " ".join(_word(words, rng) for _ in range(max(1, n_words + rng.choice((-1, 0, 0, 0, 1)))))
+
+
+def _word(words: Words, rng: random.Random) -> str:
+    pool, spoken, vocabulary = words
+    draw = rng.random()
+    if draw < MADE_UP_SHARE:
+        return "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 2, 3))))
+    if draw < MADE_UP_SHARE + VOCABULARY_SHARE and vocabulary:
+        pieces = 2 if rng.random() < JOINED_SHARE else 1
+        return "".join(rng.choice(vocabulary) for _ in range(pieces))
+    return rng.choice(spoken if draw < MADE_UP_SHARE + VOCABULARY_SHARE + REQUEST_SHARE else pool)

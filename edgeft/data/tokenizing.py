@@ -69,3 +69,9 @@ def apply_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str | No
     if not path.is_file():
         raise ModelError(f"model.chat_template: no file {path}; named templates are {', '.join(sorted(TEMPLATES))}")
     tokenizer.chat_template = path.read_text("utf-8")
+
+
+def word_pieces(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The lower-case words and pieces of words of at least three letters that are one token, sorted."""
+    pieces = {str(tokenizer.decode([token])).strip() for token in tokenizer.get_vocab().values()}
+    return sorted(p for p in pieces if len(p) >= 3 and p.isalpha() and p.islower())

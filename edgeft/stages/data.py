@@ -13,6 +13,7 @@ from edgeft.data.chat import Example
 from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.prepare import run_prepare
 from edgeft.data.rendering import encode_chat
+from edgeft.data.tokenizing import word_pieces
 from edgeft.errors import DataError, EdgeftError
 from edgeft.recipe import Recipe
 from edgeft.sections import Data
@@ -47,7 +48,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
                 _write(out / f"{split}.jsonl", kept)
                 audit.writelines(_audit_line(split, example) for example in kept)
                 if split == "train" and section.swap_copied_values:
-                    variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed)
+                    variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed, word_pieces(tokenizer))
                     _write(out / "train-variants.jsonl", variants)
                     audit.writelines(_audit_line("train-variants", example) for example in variants)
                     _, swapped, of_variants = _encode(variants, tokenizer, section, split, log)

@@ -56,10 +56,22 @@ def test_the_seed_decides() -> None:
     assert one != other
 
 
-def test_nothing_to_swap_gives_no_variants() -> None:
+def test_an_example_with_nothing_to_swap_is_repeated() -> None:
+    plain = _example("what can you do", json.dumps({"tool": None}))
+    twice = _example("green tea and green tea", json.dumps({"item": "green tea"}))
+    variants = swap_copied_values([*_examples(), plain, twice], 2, seed=1)
+    assert [v.canonical() for v in variants[-4:]] == [e.canonical() for e in (plain, plain, twice, twice)]
+
+
+def test_words_of_the_vocabulary_are_used() -> None:
+    variants = swap_copied_values(_examples(), 3, seed=1, vocabulary=["zzq"])
+    words = {w for v in variants for w in json.loads(v.answer)["item"].split()}
+    assert {"zzq", "zzqzzq"} <= words
+
+
+def test_without_copied_fields_there_are_no_variants() -> None:
     few = _examples()[: OPEN_VALUES // 2]
     labels = [_example(f"question {i}", "card_arrival") for i in range(50)]
     not_copied = [_example("one more", json.dumps({"item": f"number {i}"})) for i in range(50)]
-    twice = [_example(f"{v} and {v}", json.dumps({"item": v})) for v in ITEMS]
-    for examples in (few, labels, not_copied, twice, []):
+    for examples in (few, labels, not_copied, []):
         assert swap_copied_values(examples, 4, seed=0) == []
