@@ -54,7 +54,7 @@ def _export_folder(model: Path, out: Path, ftypes: tuple[str, ...], as_json: boo
 
         with refused_writes(out):
             out.mkdir(parents=True, exist_ok=True)
-        name = model.resolve().name
+        name = model.absolute().name
         files = export_gguf(model, out, name=name, ftypes=ftypes, provenance={}, log=terminal_log())
     if as_json:
         print_json(files)

@@ -39,7 +39,7 @@ def _show(run: Path, markdown: bool, as_json: bool) -> None:
     folders = {path.name: path for path in sorted(run.iterdir()) if path.is_dir()} if run.is_dir() else {}
     if not any((folder / "manifest.json").is_file() for folder in folders.values()):
         raise UsageError(f"{run}: not the folder of a run (such as runs/home-assistant)")
-    known = {"name": run.resolve().name}
+    known = {"name": run.absolute().name}
     earlier = folders.get("report", run) / "report.json"
     if earlier.is_file():
         known = json.loads(earlier.read_bytes())["recipe"]
