@@ -205,6 +205,29 @@ def test_a_damaged_artifact_is_made_again(
     assert list((tmp_path / "copy" / "store").glob("merge-*.damaged"))
 
 
+def test_commands_that_need_no_recipe(
+    server: Server, project: Path, undisturbed: tuple[dict[str, str], Path], tmp_path: Path
+) -> None:
+    folder, test = undisturbed[1] / "tiny", str(project / "test.jsonl")
+    files, bench = tmp_path / "files", str(tmp_path / "bench.json")
+    f16, q8_0 = str(files / "merge-F16.gguf"), str(files / "merge-Q8_0.gguf")
+    quick = ["--max-new-tokens", "4", "--n-ctx", "128", "--prompts", "1", "--n-gen", "2", "--repetitions", "1"]
+    merged = str(folder / "merge")
+    for code, line in (
+        (0, ["export", merged, "--ftype", "F16", "--ftype", "Q8_0", "--out", str(files)]),
+        (0, ["parity", merged, f16, "--n-gen", "2"]),
+        (3, ["parity", str(project / "base"), f16, "--n-gen", "2"]),  # the file is not the base model
+        (0, ["bench", q8_0, "--data", test, *quick, "--out", bench]),
+        (0, ["gate", bench, "--budget", "size_bytes <= 1MB"]),
+        (3, ["gate", bench, "--budget", "size_bytes <= 1KB"]),
+        (0, ["gate", str(folder), "--budget", "exact_match >= 0", "--budget", "kl_mean <= 1"]),
+        (0, ["report", str(folder)]),
+        (2, ["report", str(project / "base")]),
+        (1, ["export", str(project / "nowhere"), "--out", str(files)]),
+    ):
+        assert server.run(line) == code, line
+
+
 def test_stages_read_only_what_their_key_covers(project: Path, tmp_path: Path) -> None:
     """Every top-level key a stage reads is among the sections its key is made from."""
     from edgeft.console import silent_log
