@@ -71,8 +71,8 @@ FUNCTION_WORDS = set(
 )
 LEAST_TAUGHT = 3  # training phrases of the same meaning that every other word of a held-out phrase occurs in
 
-OPENER_RATE, FILLER_RATE, ENDING_RATE = 0.30, 0.20, 0.15
-CASUAL_RATE, DROPPED_ARTICLE_RATE, TYPO_RATE = 0.35, 0.08, 0.08
+OPENER_RATE, FILLER_RATE, ENDING_RATE = 0.25, 0.12, 0.10
+CASUAL_RATE, DROPPED_ARTICLE_RATE, TYPO_RATE = 0.30, 0.04, 0.05
 
 
 @dataclass(frozen=True)
