@@ -188,9 +188,7 @@ def _to_manifest(artifact: Artifact) -> dict[str, Any]:
         "key": artifact.key,
         "made_from": artifact.made_from,
         "metrics": artifact.metrics,
-        "files": {
-            name: {"bytes": record.bytes, "sha256": record.sha256} for name, record in artifact.files.items()
-        },
+        "files": {name: {"bytes": record.bytes, "sha256": record.sha256} for name, record in artifact.files.items()},
     }
 
 
@@ -198,8 +196,7 @@ def _from_manifest(path: Path, content: dict[str, Any]) -> Artifact:
     if content["format"] != MANIFEST_FORMAT:
         raise ValueError("another format")
     files = {
-        str(name): FileRecord(int(record["bytes"]), str(record["sha256"]))
-        for name, record in content["files"].items()
+        str(name): FileRecord(int(record["bytes"]), str(record["sha256"])) for name, record in content["files"].items()
     }
     metrics = {str(name): float(value) for name, value in content["metrics"].items()}
     made_from = dict(content["made_from"])

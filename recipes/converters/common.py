@@ -56,9 +56,7 @@ def tidy(text: str) -> str:
     return " ".join(text.split())
 
 
-def write_splits(
-    out: Path, train: Sequence[Example], test: Sequence[Example], validation_share: float
-) -> None:
+def write_splits(out: Path, train: Sequence[Example], test: Sequence[Example], validation_share: float) -> None:
     """Write the three files: the official test split as it is, validation carved out of the rest.
 
     From training go the questions of the test split (compared without case and spacing) and repetitions.

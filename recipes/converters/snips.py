@@ -22,9 +22,7 @@ VALIDATION_SHARE = 0.05
 
 def main() -> None:
     out, folder = output_folder(__doc__), data_folder("snips_nlu")
-    train = [
-        example for intent in ANSWERS for example in _read(folder / intent / f"train_{intent}_full.json")
-    ]
+    train = [example for intent in ANSWERS for example in _read(folder / intent / f"train_{intent}_full.json")]
     test = [example for intent in ANSWERS for example in _read(folder / intent / f"validate_{intent}.json")]
     write_splits(out, train, test, VALIDATION_SHARE)
 
