@@ -88,7 +88,7 @@ def command_documents(rng: random.Random, words: list[str], count: int) -> Itera
     for _ in range(count):
         text, call = rng.choices(makers, weights)[0](rng, words)
         text = " ".join(text.split())
-        if rng.random() < 0.08:
+        if rng.random() < 0.12:
             text = _mistype_outside(rng, text, call)
         text = rng.choice(OPENERS) + text + rng.choice(CLOSERS)
         yield {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": _answer(rng, call)}]}

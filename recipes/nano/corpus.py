@@ -12,7 +12,9 @@ import ast
 import json
 import os
 import random
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +26,8 @@ SEED = 20261121
 SHARED = Path(os.environ.get("EDGEFT_SHARED") or Path(__file__).resolve().parents[3] / "shared") / "data"
 HELD_OUT_STORIES = 191  # the last tenth of the TinyStories sample is never trained on
 SHORT_CHARS, LONG_CHARS, LONG_SHARE = 1300, 3300, 0.15
-SKILL_DOCUMENTS = 90_000
-COMMAND_DOCUMENTS, LAST_SKILL_DOCUMENTS = 30_000, 4_000
+SKILL_DOCUMENTS = 140_000
+COMMAND_DOCUMENTS, LAST_SKILL_DOCUMENTS = 70_000, 14_000
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     train += train  # the only simple modern English here: twice an epoch
     train += list(_books(rng)) + list(_gsm8k()) + list(_instructions(rng)) + list(_abstracts())
     train += list(_snips(rng)) + list(_spans(rng)) + list(_tables()) + list(_banking(rng)) + list(_people(rng))
-    words = _vocabulary(stories[:-HELD_OUT_STORIES])
+    words = _vocabulary(train)
     train += list(skill_documents(rng, words, SKILL_DOCUMENTS))
     rng.shuffle(train)
     last = list(command_documents(rng, words, COMMAND_DOCUMENTS))
@@ -204,15 +206,18 @@ def _people(rng: random.Random) -> Iterator[dict]:
             yield _chat(row["full_text"] + "\n\nfind " + kind, found[kind])
 
 
-def _vocabulary(stories: list[str]) -> list[str]:
-    """Plain lower-case words of the stories, common ones repeated, to draw synthetic phrases from."""
-    counts: dict[str, int] = {}
-    for story in stories:
-        for word in story.lower().split():
-            word = word.strip(".,!?\"'():;")
-            if word.isascii() and word.isalpha() and 2 <= len(word) <= 12:
-                counts[word] = counts.get(word, 0) + 1
-    return sorted(word for word, count in counts.items() if count >= 2)
+def _vocabulary(documents: list[dict]) -> list[str]:
+    """Lower-case words of everything above, rare ones as likely as common ones, to draw synthetic phrases from.
+
+    A copied value must be spelled anew: its first word stands behind a space in the request and behind a quote
+    in the answer, as different tokens. So the phrases need the breadth of the language, not of the stories.
+    """
+    counts: Counter[str] = Counter()
+    for document in documents:
+        texts = [document["text"]] if "text" in document else [m["content"] for m in document["messages"]]
+        for text in texts:
+            counts.update(re.findall(r"(?<![^\s\"'(])[a-z]{2,14}(?![^\s.,!?\"';:)])", text))
+    return sorted(word for word, count in counts.items() if count >= 3)
 
 
 if __name__ == "__main__":
