@@ -6,12 +6,35 @@ Shapes: n examples, N tokens in a row, B sequences in a row, L loss positions in
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from edgeft.errors import DataError
 from edgeft.training.attention import Group, group_sequences
+
+
+class BatchLike(Protocol):
+    """What the loop needs of a batch: `n_tokens` for the rate, and `loss_count`, what the loss summed over the
+    batch is a sum of (tokens, pairs or examples)."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def loss_count(self) -> int: ...
+
+
+class Examples(Protocol):
+    """What the loop needs of a training set: the tokens of each example, and a batch of chosen ones."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def pack(self, index: np.ndarray) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,10 @@ class TokenSet:
             np.fromiter((m for _, mask in encoded for m in mask), dtype=bool),
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         )
+
+    def pack(self, index: np.ndarray) -> "Batch":
+        """The packed row of the examples `index` (B,)."""
+        return pack(self, index)
 
     def joined(self, other: "TokenSet") -> "TokenSet":
         """These examples, then those of `other`."""
@@ -79,7 +106,7 @@ class Batch:
         return self.input_ids.shape[1]
 
     @property
-    def n_loss_tokens(self) -> int:
+    def loss_count(self) -> int:
         return len(self.labels)
 
 

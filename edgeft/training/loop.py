@@ -20,10 +20,10 @@ import torch
 from edgeft.console import Log
 from edgeft.errors import TrainingError
 from edgeft.training import checkpoint
-from edgeft.training.batches import Batch, TokenSet, pack
+from edgeft.training.batches import Examples
 from edgeft.training.optim import learning_rate_factor, warmup_count
 
-LossSum = Callable[[Any, Batch], torch.Tensor]
+LossSum = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class LoopResult:
 def train_loop(
     model: torch.nn.Module,
     optimizer: Any,
-    tokens: TokenSet,
+    tokens: Examples,
     plan: list[np.ndarray],
     loss_sum: LossSum,
     config: LoopConfig,
     *,
     out: Path,
     log: Log,
-    validation: TokenSet | None = None,
+    validation: Examples | None = None,
     label: str = "train",
 ) -> LoopResult:
     """Run every step of `plan`, resuming from `out/checkpoint` if there is one.
@@ -91,7 +91,7 @@ def train_loop(
             factor = learning_rate_factor(config.lr_scheduler_type, step, total_steps=total_steps, warmup=warmup)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
-            micro = [pack(tokens, index) for index in _split(plan[step], lengths, config.micro_batch_tokens)]
+            micro = [tokens.pack(index) for index in _split(plan[step], lengths, config.micro_batch_tokens)]
             loss = _accumulate(model, micro, loss_sum, config)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -129,28 +129,28 @@ def train_loop(
 
 
 @torch.no_grad()
-def mean_loss(model: torch.nn.Module, tokens: TokenSet, loss_sum: LossSum, config: LoopConfig) -> float:
-    """Loss in nats per loss token over all of `tokens`."""
+def mean_loss(model: torch.nn.Module, tokens: Examples, loss_sum: LossSum, config: LoopConfig) -> float:
+    """Mean loss over all of `tokens`: in nats per token, or per pair or example of sets of these."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     for index in _split(np.arange(len(tokens)), tokens.lengths, config.micro_batch_tokens):
-        batch = pack(tokens, index)
-        if batch.n_loss_tokens == 0:
+        batch = tokens.pack(index)
+        if batch.loss_count == 0:
             continue
         with _autocast(config):
             total += loss_sum(model, batch).item()
-        count += batch.n_loss_tokens
+        count += batch.loss_count
     model.train(was_training)
     return total / max(1, count)
 
 
-def _accumulate(model: torch.nn.Module, micro: list[Batch], loss_sum: LossSum, config: LoopConfig) -> float:
+def _accumulate(model: torch.nn.Module, micro: list[Any], loss_sum: LossSum, config: LoopConfig) -> float:
     """Back-propagate the mean loss over all tokens of the global batch; unequal micro-batches included."""
-    count = sum(b.n_loss_tokens for b in micro)
+    count = sum(b.loss_count for b in micro)
     total = 0.0
     for batch in micro:
-        if batch.n_loss_tokens == 0:
+        if batch.loss_count == 0:
             continue
         with _autocast(config):
             loss = loss_sum(model, batch) / count

@@ -63,7 +63,7 @@ def test_packed_loss_and_gradients_equal_transformers_one_by_one(tied: bool) -> 
 
     use_packed_attention(packed)
     batch = pack(TokenSet.build(examples), np.arange(len(examples)))
-    assert batch.n_loss_tokens == count
+    assert batch.loss_count == count
     loss = next_token_loss_sum(packed, batch)
     (loss / count).backward()
 
