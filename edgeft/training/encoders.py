@@ -1,0 +1,218 @@
+"""Encoder classifiers: BERT, DistilBERT, MiniLM, RoBERTa, ModernBERT and their kin with a classification head.
+
+They are transformers' own classes for sequence classification, so that what is saved loads anywhere.
+
+Shapes: n examples, B examples of a group, T the longest of them, C labels.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from edgeft.errors import ModelError
+from edgeft.sections import Lora
+from edgeft.training.labels import UNKNOWN, LabelBatch, LabelSet
+from edgeft.training.models import DTYPES, check_model_folder
+
+Pooling = Literal["cls", "mean"]
+
+
+def load_classifier(
+    folder: Path, labels: list[str], dtype: str = "float32", *, seed: int = 0, pooling: Pooling | None = None
+) -> PreTrainedModel:
+    """The folder's encoder in `dtype` with a head for `labels` (C ≥ 2), on the GPU if there is one.
+
+    The head is fresh, drawn from `seed` alone, unless the folder is a classifier of just these labels already.
+    `pooling` chooses what the head reads, the first token or the mean of all, where the architecture lets one
+    choose (`classifier_pooling`, ModernBERT); None leaves it as the folder has it.
+
+    Raises ModelError when the folder holds no encoder, its weights do not fit, or the pooling is not to be had.
+    """
+    check_model_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: transformers cannot read its config: {error}") from error
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"{folder}: {config.model_type} is no encoder with a classification head; objective: classification takes "
+            "models like BERT, DistilBERT, MiniLM, RoBERTa and ModernBERT, and sft is for decoders"
+        )
+    _set_pooling(config, pooling, folder)
+    had = [config.id2label[at] for at in sorted(config.id2label)]
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: at for at, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _read(folder, config, dtype)
+        if had != labels:
+            _draw_head(model)
+    if torch.cuda.is_available():
+        torch.nn.Module.cuda(model)
+    return model
+
+
+def attach_classifier_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
+    """The classifier with fresh adapters in float32 and its head trained whole; the encoder is frozen.
+
+    Raises ModelError when `target_modules` names nothing in the model.
+    """
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=sorted({*_head_modules(model), *lora.modules_to_save}),
+        task_type="SEQ_CLS",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"train.lora.target_modules: {lora.target_modules} fits nothing in this encoder ({error})"
+        ) from error
+
+
+def save_classifier(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Write a folder that AutoModelForSequenceClassification reads, adapters folded in; `model` is used up."""
+    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    whole.save_pretrained(str(folder), safe_serialization=True)
+
+
+def classification_loss_sum(model: Any, batch: LabelBatch) -> torch.Tensor:
+    """Cross-entropy in nats, summed over the examples with a known label; a scalar in float32."""
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    for group in batch.groups:
+        logits = _logits(model, group.input_ids.to(device), group.attention_mask.to(device))
+        total = total + F.cross_entropy(logits, group.labels.to(device), reduction="sum", ignore_index=UNKNOWN)
+    return total
+
+
+@torch.no_grad()
+def classify(
+    model: Any, examples: LabelSet, *, batch_tokens: int = 8192, autocast: torch.dtype | None = None
+) -> np.ndarray:
+    """The most likely label id of each example, (n,) int64.
+
+    Examples of like length share a batch of at most `batch_tokens` padded tokens; `autocast` is the compute
+    type, None the one of the weights.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found = np.full(len(examples), UNKNOWN, dtype=np.int64)
+    for index in _by_length(examples.lengths, batch_tokens):
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            for group in examples.pack(index).groups:
+                logits = _logits(model, group.input_ids.to(device), group.attention_mask.to(device))
+                found[index[group.rows]] = logits.argmax(dim=-1).cpu().numpy()
+    model.train(was_training)
+    return found
+
+
+def check_fits(model: PreTrainedModel, examples: LabelSet, folder: Path) -> None:
+    """Raise ModelError when a token of `examples` is not in the model's vocabulary, or a text too long for it."""
+    largest, longest = int(examples.input_ids.max(initial=0)), int(examples.lengths.max(initial=0))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise ModelError(
+            f"{folder}: the tokenizer makes token id {largest}, but the model knows only {rows} tokens; "
+            "tokenizer and weights do not belong together"
+        )
+    places = _positions(model)
+    if places is not None and longest > places:
+        raise ModelError(f"{folder}: a text has {longest} tokens, the model takes {places}; lower data.max_length")
+
+
+def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T), (B, T) -> (B, C) in float32. Without padding no mask is needed, and attention is faster."""
+    mask = None if bool(attention_mask.all()) else attention_mask
+    return model(input_ids=input_ids, attention_mask=mask).logits.float()
+
+
+def _by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Indexes in rising length, cut where padded batches would pass `batch_tokens`."""
+    order = np.argsort(lengths, kind="stable")
+    cuts, start = [], 0
+    for at in range(len(order)):
+        if at > start and (at + 1 - start) * lengths[order[at]] > batch_tokens:
+            cuts.append(at)
+            start = at
+    return [part for part in np.split(order, cuts) if len(part)]
+
+
+def _set_pooling(config: Any, pooling: Pooling | None, folder: Path) -> None:
+    if pooling is None:
+        return
+    if hasattr(config, "classifier_pooling"):
+        config.classifier_pooling = pooling
+    elif pooling != "cls":
+        raise ModelError(
+            f"{folder}: transformers' {config.model_type} classifier reads the first token only; pooling: {pooling} "
+            "is for architectures with classifier_pooling, such as ModernBERT"
+        )
+
+
+def _read(folder: Path, config: Any, dtype: str) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a head for other labels; anything else is refused below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder}: transformers cannot load this encoder: {error}") from error
+    head = (*_head_modules(model), f"{model.base_model_prefix}.pooler")
+    absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    wrong = sorted(name for name in absent if not name.startswith(tuple(f"{module}." for module in head)))
+    if wrong:
+        raise ModelError(
+            f"{folder}: {len(wrong)} weights of the encoder are missing or of another shape than config.json says, "
+            f"for one {wrong[0]}; copy the folder again"
+        )
+    return model
+
+
+def _head_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that stand on the encoder: `classifier`, and `pre_classifier` or `head` where there is."""
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+
+
+def _draw_head(model: PreTrainedModel) -> None:
+    """Draw the last layer anew: what the folder has there belongs to other labels."""
+    outputs = [m for m in model.classifier.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        outputs[-1].weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+        outputs[-1].bias.zero_()
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have. RoBERTa and its kin count positions from behind the padding id."""
+    table = next((m for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
+    if not isinstance(table, torch.nn.Embedding):
+        return getattr(model.config, "max_position_embeddings", None)
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
