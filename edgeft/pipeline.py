@@ -7,6 +7,7 @@ import importlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgeft.console import Log
 from edgeft.errors import EdgeftError, GateFailed, ParityFailed, UsageError
 from edgeft.extras import extra_needed
 from edgeft.plan import Planned, differences, plan
+from edgeft.quiet import uncompiled_imports
 from edgeft.recipe import Recipe
 from edgeft.store import Store
 
@@ -148,10 +150,7 @@ def _call(
     """Run the stage's function; what it raises becomes something a person can act on."""
     try:
         with extra_needed(planned.step.extra):
-            if stages is None:
-                function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
-            else:
-                function = stages[planned.stage]
+            function = _import_stage(planned) if stages is None else stages[planned.stage]
             return function(recipe, inputs, out, log)
     except GateFailed as error:
         write_atomic(out / FAILURE, f"{error}\n")
@@ -163,6 +162,13 @@ def _call(
         if refused is error:
             raise
         raise refused from error
+
+
+def _import_stage(planned: Planned) -> StageFunction:
+    """The function of a stage's module, imported now."""
+    with uncompiled_imports() if "train" in planned.step.extra else nullcontext():
+        function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
+    return function
 
 
 def _refused_by_disk(error: Exception, out: Path) -> Exception:
