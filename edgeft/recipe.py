@@ -27,6 +27,29 @@ def section_problems(given: set[str]) -> list[str]:
     return [] if "data" in given else ["the section `data` is missing: the examples to train on"]
 
 
+def training_problems(train: Train, data: Data) -> list[str]:
+    """What in the training section does not go with the rest."""
+    problems = []
+    objectives = [phase.objective for phase in train.phases()]
+    needed = {"text": "text", "dpo": "preference", "orpo": "preference"}
+    for objective in dict.fromkeys(objectives):
+        key = needed.get(objective)
+        if key and getattr(data, key) is None:
+            problems.append(f"train: the objective {objective} needs data.{key}, the file to learn from")
+    if "classification" in objectives and len(objectives) > 1:
+        problems.append("train.stages: classification stands alone; the other objectives train a language model")
+    if train.lora.init_lora_weights == "loftq" and train.method != "qlora":
+        problems.append("train.lora.init_lora_weights: loftq needs train.method qlora, whose loss it makes up for")
+    if train.early_stopping_patience is not None and train.metric_for_best_model is None:
+        problems.append("train.early_stopping_patience: needs train.metric_for_best_model, what is to become better")
+    if train.metric_for_best_model not in (None, "eval_loss") and not train.eval_examples:
+        problems.append(
+            f"train.metric_for_best_model: {train.metric_for_best_model} needs train.eval_examples, the number of "
+            "validation examples answered to measure it"
+        )
+    return problems
+
+
 def _absent() -> Any:
     """None under a type that is not optional: `Recipe._complete` lets only pre-training recipes keep it."""
     return None
@@ -85,6 +108,10 @@ class Recipe(Section):
         given = {name for name in ("data", "train", "pretrain") if getattr(self, name) is not None}
         for problem in section_problems(given):
             raise ValueError(problem)
+        if self.train is not None:
+            problems = training_problems(self.train, self.data)
+            if problems:
+                raise ValueError("\n".join(problems))
         return self
 
     @property

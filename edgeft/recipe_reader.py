@@ -195,7 +195,7 @@ def _value_at(data: Any, path: yaml12.Path) -> Any:
 def _unknown_key(path: yaml12.Path) -> str:
     known = list(_section(path[:-1]).model_fields)
     name = str(path[-1])
-    elsewhere = [place for place in key_paths() if place.split(".")[-1] == name]
+    elsewhere = sorted((place for place in key_paths() if place.split(".")[-1] == name), key=lambda p: p.count("."))
     hint = _did_you_mean(name, known) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
     return f"unknown key{hint}; known keys: {', '.join(known)}"
 

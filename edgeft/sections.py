@@ -90,6 +90,14 @@ class Data(Section):
     """Training examples left out: those seen before, or that stand in the validation or test file as well."""
     fatal: list[str] = []
     """Codes of `edgeft data check` (or their beginnings, like `E`) that stop the run."""
+    text: str | None = None
+    """File of plain text to go on pre-training with (`objective: text`): a .txt file, a blank line between two
+    documents, or JSONL with `{"text": ...}`; also what is measured for forgetting when training is over."""
+    preference: str | None = None
+    """File of preferred and rejected answers (`objective: dpo` or `orpo`), in any format `edgeft data import`
+    reads."""
+    preference_validation: float = Field(0.1, gt=0.0, lt=1.0)
+    """Share of the preference pairs set aside to be watched; never trained on."""
     swap_copied_values: int = Field(0, ge=0)
     """Variants of each training example in which values that the JSON answer copies from the request are swapped
     for others, so that a small model learns to copy."""
@@ -103,6 +111,10 @@ class Data(Section):
             named["validation"] = self.validation
         if self.replay is not None:
             named["replay"] = self.replay.path
+        if self.text is not None:
+            named["text"] = self.text
+        if self.preference is not None:
+            named["preference"] = self.preference
         return named | {"test": self.test}
 
 
@@ -119,10 +131,47 @@ class Lora(Section):
     """`all-linear` (every linear layer but the head), or names of modules."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Learn the length of each weight row apart from its direction (DoRA)."""
+    init_lora_weights: Literal["default", "pissa", "loftq"] = "default"
+    """`default`: the adapter starts as zero; `pissa`: as the base's principal components; `loftq`: as what NF4
+    loses (needs `method: qlora`)."""
+    modules_to_save: list[str] = []
+    """Modules trained whole beside the adapters, such as `embed_tokens` or `lm_head`."""
+
+
+Objective = Literal["sft", "text", "dpo", "orpo", "classification"]
+
+
+class TrainStage(Section):
+    """One of several trainings in a row, each from where the one before stopped; null: as in `train`."""
+
+    objective: Objective = "sft"
+    """What is learned: `sft` the assistant's turns of `data.train`, `text` every token of `data.text`, `dpo` or
+    `orpo` the preferences of `data.preference`, `classification` the answer as a label (encoders)."""
+    learning_rate: float | None = Field(None, gt=0.0)
+    """Peak learning rate."""
+    num_train_epochs: float | None = Field(None, gt=0.0)
+    """Passes over the stage's examples."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens in one optimizer step."""
+    beta: float | None = Field(None, gt=0.0)
+    """Strength of the preference loss."""
 
 
 class Train(Section):
-    """Fine-tuning on the assistant's turns (names of transformers `TrainingArguments` where one exists)."""
+    """Fine-tuning (names of transformers `TrainingArguments` and of TRL's configs where one exists)."""
+
+    objective: Objective = "sft"
+    """What is learned: `sft` the assistant's turns of `data.train`, `text` every token of `data.text`, `dpo` or
+    `orpo` the preferences of `data.preference`, `classification` the answer as a label (encoders)."""
+    stages: list[TrainStage] = []
+    """Several trainings in a row, for example text, then sft, then dpo; empty: one, of `objective`."""
+    beta: float = Field(0.1, gt=0.0)
+    """Strength of the preference loss (TRL `DPOConfig.beta`; for `orpo` the weight of the odds ratio)."""
+    hyperparameters: Literal["as_given", "auto"] = "as_given"
+    """`auto`: `num_train_epochs`, `batch_tokens` and `learning_rate`, where the recipe does not give them, follow
+    from the number of examples and tokens; the choice is shown."""
 
     method: Literal["lora", "qlora", "full"] = "lora"
     """`lora`, `qlora` (base held in 4 bits) or `full` (every weight)."""
@@ -148,6 +197,24 @@ class Train(Section):
     """Optimizer steps between checkpoints."""
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations on the validation set; null: at the end of each epoch."""
+    eval_examples: int = Field(0, ge=0)
+    """Validation examples answered at every evaluation and scored with `bench.metrics`; 0: only the loss."""
+    metric_for_best_model: Literal["eval_loss"] | TaskMetric | None = None
+    """The state with the best value of this is kept in the end; null: the last state."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Evaluations without a better `metric_for_best_model` after which training stops; null: never."""
+    report_to: list[Literal["tensorboard", "mlflow"]] = []
+    """Also log there; log.jsonl is always written. Their packages are yours to install."""
+    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Recompute activations in the backward pass instead of keeping them; `auto`: where `memory_budget` asks it."""
+    memory_budget: str | None = None
+    """Memory the training may take, like `4GB`; null: 80 % of what is free."""
+    fused_lora: bool = True
+    """Adapters computed without keeping their inputs twice; the same numbers, less memory and time."""
+    optim: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw` (fused where torch has it) or `adamw_8bit` (bitsandbytes, on a GPU)."""
+    torch_compile: bool = False
+    """Compile the layers with torch.compile; pays on GPUs and long runs."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads; null: torch's default."""
     resume_from_checkpoint: bool = True
@@ -158,6 +225,15 @@ class Train(Section):
     """AdamW's decay of the second moment."""
     adam_epsilon: float = Field(1e-8, gt=0.0)
     """AdamW's epsilon."""
+
+    def phases(self) -> list[TrainStage]:
+        """The trainings to do, in order, with every value filled in."""
+        names = ("learning_rate", "num_train_epochs", "batch_tokens", "beta")
+        own = {name: getattr(self, name) for name in names}
+        return [
+            stage.model_copy(update={name: own[name] for name in names if getattr(stage, name) is None})
+            for stage in self.stages or [TrainStage(objective=self.objective)]
+        ]
 
 
 class PretrainTokenizer(Section):
@@ -227,6 +303,9 @@ class Merge(Section):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the merged weights on disk."""
+    merge_base: Literal["16bit", "4bit", "auto"] = "16bit"
+    """What an adapter trained on an NF4 base is folded into: the base as it was, the base as NF4 held it, or
+    whichever has the lower validation loss."""
 
 
 class Gguf(Section):

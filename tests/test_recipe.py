@@ -224,6 +224,32 @@ def test_the_schema_describes_every_key() -> None:
         assert section["additionalProperties"] is False
 
 
+DATA = "name: x\ndata: {train: a, validation: v, test: t}\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ("{objective: dpo}", "r.yaml:3: train: the objective dpo needs data.preference"),
+        ("{stages: [{objective: text}, {objective: sft}]}", "train: the objective text needs data.text"),
+        ("{stages: [{objective: sft}, {objective: classification}]}", "train.stages: classification stands alone"),
+        ("{lora: {init_lora_weights: loftq}}", "train.lora.init_lora_weights: loftq needs train.method qlora"),
+        ("{early_stopping_patience: 2}", "train.early_stopping_patience: needs train.metric_for_best_model"),
+        ("{metric_for_best_model: exact_match}", "train.metric_for_best_model: exact_match needs train.eval_examples"),
+    ],
+)
+def test_training_sections_that_do_not_fit(train: str, expected: str) -> None:
+    found = problems(DATA + f"train: {train}\n")
+    assert any(expected in line for line in found), found
+
+
+def test_stages_inherit_from_train() -> None:
+    text = DATA + "train: {learning_rate: 0.5, beta: 0.3, stages: [{learning_rate: 0.1}, {batch_tokens: 64}]}\n"
+    first, second = recipe_from_text(text, Path("r.yaml")).train.phases()
+    assert (first.learning_rate, first.beta, first.batch_tokens) == (0.1, 0.3, 8192)
+    assert (second.learning_rate, second.beta, second.batch_tokens) == (0.5, 0.3, 64)
+
+
 def test_every_key_is_read(repo_root: Path) -> None:
     """A key of the recipe that no code outside the recipe itself reads is a promise nobody keeps."""
     read, texts = {"ship"}, set()  # `ship` is read through Export.shipped
@@ -256,7 +282,12 @@ def fields_of(package: str, module: str, class_name: str) -> set[str]:
     raise AssertionError(f"{package} has no {class_name}")
 
 
-OUR_TRAIN_KEYS = {"method", "lora", "batch_tokens", "torch_dtype", "num_threads"}
+OUR_TRAIN_KEYS = {
+    *("method", "objective", "stages", "lora", "batch_tokens", "torch_dtype", "num_threads", "memory_budget"),
+    *("hyperparameters", "eval_examples", "fused_lora"),
+    "early_stopping_patience",  # of transformers' EarlyStoppingCallback
+    "beta",  # of TRL's DPOConfig and ORPOConfig, which is no dependency
+}
 
 
 def test_names_exist_upstream() -> None:
