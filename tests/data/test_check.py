@@ -4,6 +4,7 @@
 import json
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from edgeft.console import silent_log
 from edgeft.data.check.codes import CODES
 from edgeft.data.check.engine import Checked, Job, check
-from edgeft.data.check.examine import Options, examine_lines, signatures
+from edgeft.data.check.examine import Options, examine_lines, signatures, word_hashes, words_of
 from edgeft.data.check.fix import fix_file
 from edgeft.data.check.html import html_report
 from edgeft.data.check.summary import as_dict
+from edgeft.data.check.text import BOILERPLATE, BOILERPLATE_HINTS, REFUSAL_HINTS, REFUSALS
 from edgeft.data.check.tokens import count_tokens
 from tests.data.planted import bot, clean_lines, pair, planted_lines, row, sentence, user
 
@@ -230,10 +232,24 @@ def test_signatures_estimate_jaccard() -> None:
     picker = random.Random(3)
     for share in (0.0, 0.3, 0.6, 0.9, 1.0):
         both = [f"t{picker.random()}" for _ in range(int(400 * share))]
-        sets = [both + [f"u{picker.random()}" for _ in range(400 - len(both))] for _ in range(2)]
-        rows, _ = signatures(sets)
-        truth = len(set(sets[0]) & set(sets[1])) / len(set(sets[0]) | set(sets[1]))
-        assert abs((rows[0] == rows[1]).mean() - truth) < 0.2
+        texts = [both + [f"u{picker.random()}" for _ in range(400 - len(both))] for _ in range(2)]
+        words = [words_of(" ".join(text)) for text in texts]
+        rows, _ = signatures(word_hashes(words), list(map(len, words)))
+        one, other = ({*text, *pairwise(text)} for text in texts)
+        assert abs((rows[0] == rows[1]).mean() - len(one & other) / len(one | other)) < 0.2
+
+
+def test_texts_without_words_or_spaces_have_signatures() -> None:
+    texts = ["", "one", "明日の東京の天気を教えてください", "明日の大阪の天気を教えてください", "\ud800"]
+    words = [words_of(text) for text in texts]
+    rows, bands = signatures(word_hashes(words), list(map(len, words)))
+    assert len(rows) == len(bands) == 5
+    assert 0.4 < (rows[2] == rows[3]).mean() < 1.0
+
+
+def test_every_phrase_is_found_by_a_hint() -> None:
+    for phrases, hints in ((REFUSALS, REFUSAL_HINTS), (BOILERPLATE, BOILERPLATE_HINTS)):
+        assert [p for p in phrases if not any(hint in p for hint in hints)] == []
 
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -122,7 +122,10 @@ def _submitter(job: Job, stack: ExitStack) -> Submit:
     if job.workers > 1 and (_size(job) > SMALL_BYTES or sources.STDIN in job.paths):
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
         method = "forkserver" if os.name == "posix" else "spawn"
-        pool = stack.enter_context(ProcessPoolExecutor(job.workers, get_context(method)))
+        context = get_context(method)
+        if method == "forkserver":  # imported once, and held in memory once
+            context.set_forkserver_preload(["edgeft.data.check.examine", "ftfy.badness", "rensa"])
+        pool = stack.enter_context(ProcessPoolExecutor(job.workers, context))
         return pool.submit
 
     def at_once(function: Callable[..., Part], argument: Any, options: Options) -> "Future[Part]":
@@ -148,7 +151,15 @@ def _check_file(
     log: Log,
 ) -> FileSummary:
     shape, ranged = _shape_of(job, path)
-    options = Options(shape, job.schema, job.near, _size(job) > THOROUGH_BYTES)
+    n_batches = max(1, _size(job) // CHUNK_BYTES)
+    options = Options(
+        shape,
+        job.schema,
+        job.near,
+        sampled=_size(job) > THOROUGH_BYTES,
+        samples=max(1, SAMPLE_EXAMPLES // n_batches),
+        personal=max(1, PERSONAL_EXAMPLES // n_batches),
+    )
     summary = FileSummary(path, shape)
     if path != sources.STDIN:
         summary.n_bytes = path.stat().st_size
@@ -188,9 +199,7 @@ def _take(
     hashes.add(number, first, part)
     if bands is not None:
         bands.add(part)
-    for chars in part.answer_chars.tolist():
-        summary.answer_chars[chars.bit_length()] += 1
-    for name in ("n_lines", "n_examples", "n_chars", "n_json", "roles", "turns"):
+    for name in ("n_lines", "n_examples", "n_chars", "n_json", "roles", "turns", "answer_chars"):
         setattr(summary, name, getattr(summary, name) + getattr(part, name))
     if len(summary.labels) < SHOWN_PER_CODE * 10:
         summary.labels += part.labels

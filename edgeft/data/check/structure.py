@@ -1,12 +1,38 @@
 """Is this row a conversation that can be learned from? Works on any JSON value and never raises."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from edgeft.data.check.tools import tool_problems
 from edgeft.data.formats.common import ROLES
 
 Problem = tuple[str, str]
+
+
+def plain_turns(row: dict[str, Any]) -> tuple[tuple[str, ...], list[str]] | None:
+    """Roles and texts of a conversation whose messages hold a known role, a text that is not blank, and nothing
+    more; None for any other. Most lines of most files are such, and nothing but the order of roles can be wrong."""
+    if "tools" in row or "rejected" in row:
+        return None
+    messages = row.get("messages")
+    if type(messages) is not list or not messages:
+        return None
+    try:
+        roles = tuple([message["role"] for message in messages])
+        texts = [message["content"] for message in messages]
+        for message, text in zip(messages, texts, strict=True):
+            if len(message) != 2 or type(text) is not str or not text or text.isspace():
+                return None
+        return (roles, texts) if role_problems(roles) is not None and "tool" not in roles else None
+    except (KeyError, TypeError):  # no object, a key missing, a role that cannot be hashed
+        return None
+
+
+@lru_cache(maxsize=4096)
+def role_problems(roles: tuple[str, ...]) -> tuple[Problem, ...] | None:
+    """What is wrong with the order of roles; None when one of them is unknown."""
+    return tuple(_order_problems(list(roles))) if all(role in ROLES for role in roles) else None
 
 
 def conversation_problems(row: dict[str, Any]) -> list[Problem]:
@@ -36,7 +62,7 @@ def conversation_problems(row: dict[str, Any]) -> list[Problem]:
         if "weight" in message and (type(message["weight"]) is bool or message["weight"] not in (0, 1)):
             problems.append(("E215", f"messages[{at}].weight is {str(message['weight'])[:20]}"))
     if len(roles) == len(messages):
-        problems += _order_problems(roles)
+        problems += role_problems(tuple(roles)) or ()
         answers = [message for message in messages if message["role"] == "assistant"]
         if answers and all(type(answer.get("weight")) is int and answer["weight"] == 0 for answer in answers):
             problems.append(("E216", ""))

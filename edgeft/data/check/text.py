@@ -1,7 +1,7 @@
 """What is wrong with the text of one example. Cheap tests on the raw bytes decide which costly ones run."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 Problem = tuple[str, str]
 
@@ -9,7 +9,7 @@ SPECIAL = re.compile(
     r"<\|[a-zA-Z_][\w\-]{0,40}\|>|<\uff5c[^>\uff5c]{1,40}\uff5c>|</?s>|\[/?INST\]|<</?SYS>>|"
     r"<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|<extra_id_\d+>|\[(?:CLS|SEP|PAD|MASK)\]"
 )
-BRACKETED = (b"[INST]", b"[/INST]", b"[CLS]", b"[SEP]", b"[PAD]", b"[MASK]")
+BRACKETED = re.compile(rb"\[(?:/?INST|CLS|SEP|PAD|MASK)\]")
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 INVISIBLE = re.compile("[\u00ad\u200b\u2028\u2029\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0001-\U000e007f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -32,27 +32,43 @@ BOILERPLATE = (
     "my training data", "i hope this helps", "is there anything else i can help", "feel free to ask",
     "i don't have personal opinions", "as of my last update",
 )  # fmt: skip
+# Every phrase holds one of these: few are looked for in most answers.
+REFUSAL_HINTS = ("i can", "i'm ", "i am ", "i won't", "i must ")
+BOILERPLATE_HINTS = (
+    "as an ai ",
+    "as a lang",
+    "my ",
+    "i hope this",
+    "else i can",
+    "feel free",
+    "personal opin",
+    "as of my",
+)
 START_CHARS = 200
 REPEATED_WORDS = 60
 
 
-def text_problems(raw: bytes, texts: list[str], answer: str, words: list[str]) -> Iterator[Problem]:
-    """(code, detail) for the turns `texts` and the last answer, whose lower-case words are `words`; `raw` is the
-    JSON line they come from."""
-    if b"<" in raw or (b"[" in raw and any(mark in raw for mark in BRACKETED)):
-        for text in texts:
-            if found := SPECIAL.search(text):
-                yield "E403", found.group()[:40]
-                break
-    if b"\\u00" in raw or b"\\b" in raw or b"\\f" in raw or b"\x7f" in raw or b"\xc2" in raw:
-        for text in texts:
-            if found := CONTROL.search(text):
-                yield "E402", f"U+{ord(found.group()):04X}"
-                break
-    if b"\\u" in raw or not raw.isascii():
-        yield from _beyond_ascii(texts)
+def text_problems(raw: bytes, texts: list[str], answer: str) -> list[Problem]:
+    """(code, detail) for the turns `texts` and the last `answer`; `raw` is the JSON line they come from."""
+    found: list[Problem] = []
+    if b"<" in raw or (raw.count(b"[") > 1 and BRACKETED.search(raw)):  # the first [ opens the messages
+        found += _first(SPECIAL, "E403", texts, lambda token: token[:40])
+    is_ascii = raw.isascii()
+    escaped = b"\\" in raw and (b"\\u00" in raw or b"\\b" in raw or b"\\f" in raw)
+    if escaped or b"\x7f" in raw or (not is_ascii and b"\xc2" in raw):
+        found += _first(CONTROL, "E402", texts, lambda letter: f"U+{ord(letter):04X}")
+    if not is_ascii or b"\\u" in raw:
+        found += _beyond_ascii(texts)
     if answer:
-        yield from _answer_problems(answer, words)
+        found += _answer_problems(answer)
+    return found
+
+
+def _first(pattern: re.Pattern[str], code: str, texts: list[str], shown: Callable[[str], str]) -> list[Problem]:
+    for text in texts:
+        if found := pattern.search(text):
+            return [(code, shown(found.group()))]
+    return []
 
 
 def _beyond_ascii(texts: list[str]) -> Iterator[Problem]:
@@ -78,24 +94,35 @@ def _mojibake_shown(text: str) -> str:
     return repr(text[max(0, found.start() - 8) : found.end() + 8]) if found else ""
 
 
-def _answer_problems(answer: str, words: list[str]) -> Iterator[Problem]:
+def _answer_problems(answer: str) -> list[Problem]:
+    found = []
     if answer[0].isspace() or answer[-1].isspace():
-        yield "W406", ""
-    if ("{{" in answer or "[" in answer or "<" in answer) and (found := PLACEHOLDER.search(answer)):
-        yield "W407", found.group()[:40]
-    if ("<" in answer or "&" in answer) and "```" not in answer and (found := MARKUP.search(answer)):
-        yield "W408", found.group()[:40]
-    if "```" in answer and answer.count("```") % 2:
-        yield "W410", ""
-    start = answer[:START_CHARS].lower().replace("’", "'")
-    for phrase in REFUSALS:
-        if phrase in start:
-            yield "W706", phrase
-            break
+        found.append(("W406", ""))
+    if ("{{" in answer or "[" in answer or "<" in answer) and (mark := PLACEHOLDER.search(answer)):
+        found.append(("W407", mark.group()[:40]))
+    if "```" in answer:
+        if answer.count("```") % 2:
+            found.append(("W410", ""))
+    elif ("<" in answer or "&" in answer) and (mark := MARKUP.search(answer)):
+        found.append(("W408", mark.group()[:40]))
+    start = answer[:START_CHARS].lower()
+    if "’" in start:
+        start = start.replace("’", "'")
     end = answer[-START_CHARS:].lower() if len(answer) > START_CHARS else ""
-    for phrase in BOILERPLATE:
-        if phrase in start or phrase in end:
-            yield "W707", phrase
-            break
-    if len(words) >= REPEATED_WORDS and len(different := set(words)) * 8 < len(words):
-        yield "W409", f"{len(different)} different words of {len(words)}"
+    for code, hints, phrases, where in (
+        ("W706", REFUSAL_HINTS, REFUSALS, start),
+        ("W707", BOILERPLATE_HINTS, BOILERPLATE, start + "\n" + end),
+    ):
+        for hint in hints:
+            if hint in where:
+                found += [(code, phrase) for phrase in phrases if phrase in where][:1]
+                break
+    if len(answer) >= 2 * REPEATED_WORDS - 1 and (repeated := _repeated(answer)):
+        found.append(("W409", repeated))
+    return found
+
+
+def _repeated(answer: str) -> str:
+    words = answer.lower().split()
+    different = len(set(words))
+    return f"{different} different words of {len(words)}" if REPEATED_WORDS <= len(words) > 8 * different else ""
