@@ -77,6 +77,8 @@ def parse_line(text: str, path: Path, number: int) -> Example:
         has_one = any(m["role"] == "assistant" for m in messages)
         problem = "the last message is not the assistant's" if has_one else "no assistant turn to learn from"
         raise DataError(f"{where}: {problem}")
+    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise DataError(f"{where}: every answer has weight 0: there is nothing to learn")
     if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
         raise DataError(f"{where}: the assistant's answer is empty")
     return Example(messages, path, number, row)
@@ -91,6 +93,9 @@ def _check_message(message: Any, where: str) -> None:
         message["content"] = ""  # a call needs no words; templates want a text
     if not isinstance(message.get("content"), str):
         raise DataError(f"{where}.content is not a string")
+    weight = message.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise DataError(f"{where}.weight is {weight!r}; write 0 (not learned) or 1 (learned)")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

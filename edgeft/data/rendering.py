@@ -26,15 +26,17 @@ class ChatTokenizer(Protocol):
 def encode_chat(
     tokenizer: ChatTokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """Ids (T,) and loss mask (T,) of a conversation; True where an assistant turn is learned.
+    """Ids (T,) and loss mask (T,) of a conversation; True where an assistant turn is learned: its words and its
+    tool calls, up to the end of the turn. Turns of `weight` 0 (as OpenAI's fine-tuning has it) are read, not learned.
 
     Raises ModelError when the template does not extend a conversation turn by turn, or a token straddles
-    the border between a prompt and its answer; DataError when it renders no assistant token.
+    the border between a prompt and its answer; DataError when it renders no assistant token that is learned.
     """
+    messages = [message if message.get("content") is not None else {**message, "content": ""} for message in messages]
     text = _render(tokenizer, messages, tools, generate=False)
     spans = []
     for at, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or message.get("weight") == 0:
             continue
         prompt = _render(tokenizer, messages[:at], tools, generate=True)
         turn = _render(tokenizer, messages[: at + 1], tools, generate=False)
@@ -45,6 +47,8 @@ def encode_chat(
                 "or mend the template"
             )
         spans.append((len(prompt), _turn_end(turn, prompt, message)))
+    if not spans:
+        raise DataError("every answer has weight 0" if "assistant" in {m["role"] for m in messages} else "no answer")
     return _mark(tokenizer, text, spans)
 
 
