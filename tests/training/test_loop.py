@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ import torch
 
 from edgeft.console import silent_log
 from edgeft.errors import DataError, TrainingError
+from edgeft.training import loop
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Batch, TokenSet, plan_epochs
-from edgeft.training.loop import LoopConfig, LoopResult, train_loop
+from edgeft.training.loop import LoopConfig, LoopResult, LossSum, train_loop
 from edgeft.training.losses import next_token_loss_sum
 from edgeft.training.models import load_model
 from edgeft.training.optim import MuonAdamW, learning_rate_factor, warmup_count
 from tests.tiny import make_tiny_llama
+from tests.training.bigram import Bigram, make_config, train_bigram
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +73,31 @@ def _train(
     return {n: p.detach().clone() for n, p in model.named_parameters()}, result
 
 
-def test_unequal_micro_batches_equal_one_big_batch(base: Path, tokens: TokenSet, tmp_path: Path) -> None:
-    """A loop that averaged the micro-batches' means would differ here: their loss counts are unequal."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole, one = _train(base, tokens, tmp_path / "a")
-    parts, many = _train(base, tokens, tmp_path / "b", micro=70)
-    assert one.last_loss == pytest.approx(many.last_loss, rel=1e-4)
+def _mean_of_means(model: Any, micro: list[Batch], loss_sum: LossSum, config: LoopConfig, count: float) -> float:
+    """What many trainers do: the mean loss of each micro-batch, averaged."""
+    used = [batch for batch in micro if batch.loss_count]
+    losses = [loss_sum(model, batch) / batch.loss_count / len(used) for batch in used]
+    sum(losses).backward()
+    return float(sum(loss.item() for loss in losses))
+
+
+def test_unequal_micro_batches_equal_one_big_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In steps of plain SGD, which move by the gradient itself; a mutant that averages means is far off."""
+
+    def weights(name: str, micro: int) -> dict[str, torch.Tensor]:
+        model = Bigram(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        config = make_config(micro_batch_tokens=micro, learning_rate=0.5, max_grad_norm=math.inf)
+        return train_bigram(tmp_path / name, model=model, optimizer=optimizer, config=config)[0]
+
+    whole, parts = weights("whole", 128), weights("parts", 40)
     for name, value in whole.items():
-        assert torch.allclose(value, parts[name], rtol=1e-3, atol=2e-5), name
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(loop, "_accumulate", _mean_of_means)
+    same, mutant = weights("same", 128), weights("mutant", 40)
+    for name, value in whole.items():
+        torch.testing.assert_close(same[name], value, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(mutant[name], value, rtol=1e-2, atol=1e-3), name
 
 
 def test_the_logged_loss_is_the_mean_over_loss_tokens(base: Path, tokens: TokenSet, tmp_path: Path) -> None:
