@@ -5,6 +5,9 @@ They are transformers' own classes for sequence classification, so that what is 
 Shapes: n examples, B examples of a group, T the longest of them, C labels.
 """
 
+import copy
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,9 @@ from edgeft.training.labels import UNKNOWN, LabelBatch, LabelSet
 from edgeft.training.models import DTYPES, check_model_folder
 
 Pooling = Literal["cls", "mean"]
+MEAN_LAYER = "edgeft_mean_layer"  # the config of a classifier says so that its last layer is the mean
+MEAN_SCALE = 8.0
+POOLER_SCALE = 0.5
 
 
 def load_classifier(
@@ -34,8 +40,10 @@ def load_classifier(
     """The folder's encoder in `dtype` with a head for `labels` (C ≥ 2), on the GPU if there is one.
 
     The head is fresh, drawn from `seed` alone, unless the folder is a classifier of just these labels already.
-    `pooling` chooses what the head reads, the first token or the mean of all, where the architecture lets one
-    choose (`classifier_pooling`, ModernBERT); None leaves it as the folder has it.
+    `pooling` chooses what the head reads, the first token or the mean of all; None does as the folder was trained:
+    the mean where a sentence encoder says so (1_Pooling/config.json) and it can be had, else what the config has.
+    ModernBERT has a switch for it. BERT and RoBERTa read the first token only; there the mean is one more layer
+    whose first token attends to all alike (`_add_mean_layer`), which then trains like the others.
 
     Raises ModelError when the folder holds no encoder, its weights do not fit, or the pooling is not to be had.
     """
@@ -49,7 +57,9 @@ def load_classifier(
             f"{folder}: {config.model_type} is no encoder with a classification head; objective: classification takes "
             "models like BERT, DistilBERT, MiniLM, RoBERTa and ModernBERT, and sft is for decoders"
         )
-    _set_pooling(config, pooling, folder)
+    wanted = pooling or _trained_pooling(folder)
+    if wanted is not None and hasattr(config, "classifier_pooling"):
+        config.classifier_pooling = wanted
     had = [config.id2label[at] for at in sorted(config.id2label)]
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: at for at, label in enumerate(labels)}
@@ -59,6 +69,14 @@ def load_classifier(
         model = _read(folder, config, dtype)
         if had != labels:
             _draw_head(model)
+        if wanted == "mean" and not hasattr(config, "classifier_pooling"):
+            if _takes_mean_layer(model):
+                _add_mean_layer(model)
+            elif pooling == "mean":
+                raise ModelError(
+                    f"{folder}: pooling: mean is for models built like BERT, RoBERTa and ModernBERT, not "
+                    f"{config.model_type}; leave it out"
+                )
     if torch.cuda.is_available():
         torch.nn.Module.cuda(model)
     return model
@@ -95,10 +113,9 @@ def save_classifier(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 def classification_loss_sum(model: Any, batch: LabelBatch) -> torch.Tensor:
     """Cross-entropy in nats, summed over the examples with a known label; a scalar in float32."""
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     total = torch.zeros((), dtype=torch.float32, device=device)
-    for group in batch.groups:
-        logits = _logits(model, group.input_ids.to(device), group.attention_mask.to(device))
+    for group, logits in zip(batch.groups, _logits(model, batch), strict=True):
         total = total + F.cross_entropy(logits, group.labels.to(device), reduction="sum", ignore_index=UNKNOWN)
     return total
 
@@ -114,12 +131,12 @@ def classify(
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     found = np.full(len(examples), UNKNOWN, dtype=np.int64)
     for index in _by_length(examples.lengths, batch_tokens):
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            for group in examples.pack(index).groups:
-                logits = _logits(model, group.input_ids.to(device), group.attention_mask.to(device))
+            batch = examples.pack(index)
+            for group, logits in zip(batch.groups, _logits(model, batch), strict=True):
                 found[index[group.rows]] = logits.argmax(dim=-1).cpu().numpy()
     model.train(was_training)
     return found
@@ -139,10 +156,20 @@ def check_fits(model: PreTrainedModel, examples: LabelSet, folder: Path) -> None
         raise ModelError(f"{folder}: a text has {longest} tokens, the model takes {places}; lower data.max_length")
 
 
-def _logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, T), (B, T) -> (B, C) in float32. Without padding no mask is needed, and attention is faster."""
-    mask = None if bool(attention_mask.all()) else attention_mask
-    return model(input_ids=input_ids, attention_mask=mask).logits.float()
+def _logits(model: Any, batch: LabelBatch) -> Iterator[torch.Tensor]:
+    """(B, C) in float32 of each group.
+
+    Tokens are embedded once for the whole batch: the gradient of an embedding table is as large as the table,
+    and one for every group would cost more than a small encoder itself. Where nothing is padded no mask is
+    given, and attention is faster.
+    """
+    table = model.get_input_embeddings()
+    device = table.weight.device
+    shapes = [group.input_ids.shape for group in batch.groups]
+    embedded = table(torch.cat([group.input_ids.flatten() for group in batch.groups]).to(device))
+    for group, part in zip(batch.groups, embedded.split([b * t for b, t in shapes]), strict=True):
+        mask = None if bool(group.attention_mask.all()) else group.attention_mask.to(device)
+        yield model(inputs_embeds=part.unflatten(0, group.input_ids.shape), attention_mask=mask).logits.float()
 
 
 def _by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -154,18 +181,6 @@ def _by_length(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
             cuts.append(at)
             start = at
     return [part for part in np.split(order, cuts) if len(part)]
-
-
-def _set_pooling(config: Any, pooling: Pooling | None, folder: Path) -> None:
-    if pooling is None:
-        return
-    if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = pooling
-    elif pooling != "cls":
-        raise ModelError(
-            f"{folder}: transformers' {config.model_type} classifier reads the first token only; pooling: {pooling} "
-            "is for architectures with classifier_pooling, such as ModernBERT"
-        )
 
 
 def _read(folder: Path, config: Any, dtype: str) -> PreTrainedModel:
@@ -208,6 +223,56 @@ def _draw_head(model: PreTrainedModel) -> None:
     with torch.no_grad():
         outputs[-1].weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
         outputs[-1].bias.zero_()
+
+
+def _trained_pooling(folder: Path) -> Pooling | None:
+    """What sentence-transformers wrote beside the model, if it did."""
+    try:
+        content = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return "mean" if content.get("pooling_mode_mean_tokens") else "cls"
+
+
+def _takes_mean_layer(model: PreTrainedModel) -> bool:
+    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    return layers is not None and hasattr(layers[-1], "intermediate") and hasattr(_pooler(model), "dense")
+
+
+def _pooler(model: PreTrainedModel) -> Any:
+    """What reads the first token: BERT's pooler, or the head of RoBERTa, which does a pooler's work."""
+    return getattr(model.base_model, "pooler", None) or getattr(model, "classifier", None)
+
+
+def _add_mean_layer(model: PreTrainedModel) -> None:
+    """Put a layer on a BERT or RoBERTa that hands the mean of all tokens to the first, where the head reads.
+
+    Scores of zero make attention uniform over the real tokens; values and output are the identity times
+    MEAN_SCALE, so that LayerNorm(first + MEAN_SCALE · mean) is nearly the mean alone; a feed-forward that adds
+    nothing leaves it so. The pooler starts as a multiple of the identity that tanh hardly bends. A folder that
+    is a classifier with such a layer keeps the one it has.
+    """
+    if getattr(model.config, MEAN_LAYER, False):
+        return
+    encoder: Any = model.base_model.encoder
+    layers, pooler = encoder.layer, _pooler(model)
+    layer = copy.deepcopy(layers[-1])
+    attention, output = layer.attention.self, layer.attention.output
+    with torch.no_grad():
+        for linear in (attention.query, attention.key, attention.value, output.dense, layer.output.dense, pooler.dense):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        attention.value.weight.fill_diagonal_(1.0)
+        output.dense.weight.fill_diagonal_(MEAN_SCALE)
+        pooler.dense.weight.fill_diagonal_(POOLER_SCALE)
+        layer.intermediate.dense.weight.normal_(std=model.config.initializer_range)
+        layer.intermediate.dense.bias.zero_()
+        for norm in (output.LayerNorm, layer.output.LayerNorm):
+            norm.weight.fill_(1.0)
+            norm.bias.zero_()
+    layers.append(layer)
+    model.config.num_hidden_layers += 1
+    setattr(model.config, MEAN_LAYER, True)
 
 
 def _positions(model: PreTrainedModel) -> int | None:

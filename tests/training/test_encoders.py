@@ -1,14 +1,16 @@
 """Encoder classifiers against transformers' own forward pass, and label sets against their definition."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from edgeft.console import silent_log
 from edgeft.data.chat import Example
@@ -189,8 +191,36 @@ def test_modernbert_pools_the_mean_on_request(bases: dict[str, Path]) -> None:
     assert mean.config.classifier_pooling == "mean"
     losses = [classification_loss_sum(model.eval(), examples.pack(ALL)).item() for model in (first, mean)]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
-    with pytest.raises(ModelError, match="first token only"):
-        load_classifier(bases["bert"], LABELS, pooling="mean")
+    with pytest.raises(ModelError, match="not distilbert"):
+        load_classifier(bases["distilbert"], LABELS, pooling="mean")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_mean_layer_hands_the_mean_to_the_head(bases: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    """Oracle: layer norm of first + 8 · mean, twice (once for a feed-forward of zero), then tanh of its half."""
+    folder = tmp_path / "base"
+    shutil.copytree(bases[kind], folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    model = load_classifier(folder, LABELS, seed=1).eval()
+    encoded = _tokenizer()([q for q, _ in QUESTIONS], return_tensors="pt", padding=True, return_token_type_ids=False)
+    plain = AutoModel.from_pretrained(bases[kind]).eval()
+    with torch.no_grad():
+        hidden = plain(**encoded).last_hidden_state
+        weight = encoded["attention_mask"][..., None]
+        mean = (hidden * weight).sum(1) / weight.sum(1)
+        mixed = F.layer_norm(hidden[:, 0] + 8 * mean, (32,), eps=model.config.layer_norm_eps)
+        mixed = F.layer_norm(mixed, (32,), eps=model.config.layer_norm_eps)
+        head = model.classifier if kind == "bert" else model.classifier.out_proj
+        expected = head(torch.tanh(0.5 * mixed))
+        torch.testing.assert_close(model(**encoded).logits, expected, rtol=1e-4, atol=1e-5)
+    ours = classify(model, _label_set())
+    save_classifier(model, tmp_path / "saved")
+    _tokenizer().save_pretrained(tmp_path / "saved")
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert theirs(**encoded).logits.argmax(-1).tolist() == ours.tolist()
+    assert load_classifier(tmp_path / "saved", LABELS, pooling="mean").config.num_hidden_layers == 3
+    assert load_classifier(folder, LABELS, pooling="cls").config.num_hidden_layers == 2
 
 
 def test_groups_hold_every_example_once_with_little_padding() -> None:
