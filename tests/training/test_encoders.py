@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from edgeft.console import silent_log
 from edgeft.data.chat import Example
@@ -28,8 +27,8 @@ from edgeft.training.encoders import (
 from edgeft.training.labels import UNKNOWN, LabelSet, collect_labels, encode_examples, unknown_answers
 from edgeft.training.loop import LoopConfig, train_loop
 from tests.tiny import make_tiny_llama
+from tests.tiny_encoder import KINDS, make_tiny_encoder, word_tokenizer
 
-WORDS = "turn on off the light lamp play stop some music song please now in kitchen bedroom".split()
 LABELS = ["light", "music", "stop"]
 QUESTIONS = [
     ("turn on the light", "light"),
@@ -41,47 +40,12 @@ QUESTIONS = [
     ("stop the music please", "stop"),
     ("stop now", "stop"),
 ]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {**SMALL, **QUIET}),
-    "distilbert": (
-        "DistilBert",
-        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "dropout": 0.0, "attention_dropout": 0.0}
-        | {"seq_classif_dropout": 0.0},
-    ),
-    "roberta": ("Roberta", {**SMALL, **QUIET, "max_position_embeddings": 40}),
-    "modernbert": ("ModernBert", {**SMALL, "global_attn_every_n_layers": 2, "local_attention": 4}),
-}
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=32,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random encoder of each kind, as a base model is: without a classification head."""
-    folders = {}
-    for kind, (name, fields) in KINDS.items():
-        shared = {"vocab_size": 4 + len(WORDS), "pad_token_id": 0, "initializer_range": 0.2}
-        config = getattr(transformers, f"{name}Config")(**shared | fields)
-        folders[kind] = tmp_path_factory.mktemp(kind)
-        torch.manual_seed(0)
-        getattr(transformers, f"{name}Model")(config).save_pretrained(folders[kind])
-        _tokenizer().save_pretrained(folders[kind])
-    return folders
+    return {kind: make_tiny_encoder(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
 def _examples(pairs: list[tuple[str, str]]) -> list[Example]:
@@ -93,7 +57,7 @@ def _examples(pairs: list[tuple[str, str]]) -> list[Example]:
 
 
 def _label_set(pairs: list[tuple[str, str]] = QUESTIONS) -> LabelSet:
-    return encode_examples(_examples(pairs), LABELS, _tokenizer(), max_length=32, on_too_long="error")[1]
+    return encode_examples(_examples(pairs), LABELS, word_tokenizer(), max_length=32, on_too_long="error")[1]
 
 
 ALL = np.arange(len(QUESTIONS))
@@ -130,7 +94,9 @@ def test_what_is_saved_predicts_the_same_in_transformers(bases: dict[str, Path],
     save_classifier(model, tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert theirs.config.id2label == dict(enumerate(LABELS))
-    encoded = _tokenizer()([q for q, _ in QUESTIONS], return_tensors="pt", padding=True, return_token_type_ids=False)
+    encoded = word_tokenizer()(
+        [q for q, _ in QUESTIONS], return_tensors="pt", padding=True, return_token_type_ids=False
+    )
     with torch.no_grad():
         assert theirs(**encoded).logits.argmax(-1).tolist() == ours.tolist()
 
@@ -141,7 +107,7 @@ def test_the_head_is_drawn_from_the_seed_and_kept_for_the_same_labels(bases: dic
     assert not torch.equal(heads[0], heads[2])
     first = load_classifier(bases["bert"], LABELS, seed=1)
     save_classifier(first, tmp_path)
-    _tokenizer().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
     assert torch.equal(load_classifier(tmp_path, LABELS, seed=2).classifier.weight, heads[0])
     assert not torch.equal(load_classifier(tmp_path, ["a", "b", "c"], seed=2).classifier.weight, heads[0])
     assert load_classifier(tmp_path, ["a", "b"]).classifier.weight.shape == (2, 32)
@@ -203,7 +169,9 @@ def test_the_mean_layer_hands_the_mean_to_the_head(bases: dict[str, Path], kind:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     model = load_classifier(folder, LABELS, seed=1).eval()
-    encoded = _tokenizer()([q for q, _ in QUESTIONS], return_tensors="pt", padding=True, return_token_type_ids=False)
+    encoded = word_tokenizer()(
+        [q for q, _ in QUESTIONS], return_tensors="pt", padding=True, return_token_type_ids=False
+    )
     plain = AutoModel.from_pretrained(bases[kind]).eval()
     with torch.no_grad():
         hidden = plain(**encoded).last_hidden_state
@@ -216,7 +184,7 @@ def test_the_mean_layer_hands_the_mean_to_the_head(bases: dict[str, Path], kind:
         torch.testing.assert_close(model(**encoded).logits, expected, rtol=1e-4, atol=1e-5)
     ours = classify(model, _label_set())
     save_classifier(model, tmp_path / "saved")
-    _tokenizer().save_pretrained(tmp_path / "saved")
+    word_tokenizer().save_pretrained(tmp_path / "saved")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert theirs(**encoded).logits.argmax(-1).tolist() == ours.tolist()
     assert load_classifier(tmp_path / "saved", LABELS, pooling="mean").config.num_hidden_layers == 3
@@ -262,7 +230,7 @@ def test_a_label_training_never_saw_is_wrong_and_carries_no_loss(bases: dict[str
 
 def test_texts_too_long_are_dropped_cut_or_refused() -> None:
     pairs = [("turn on the light now please", "light"), ("stop", "stop")]
-    tokenizer = _tokenizer()
+    tokenizer = word_tokenizer()
 
     def encode(how: Any) -> tuple[list[Example], LabelSet, dict[str, int]]:
         return encode_examples(_examples(pairs), LABELS, tokenizer, max_length=5, on_too_long=how)
@@ -299,7 +267,7 @@ def test_labels_are_the_sorted_answers() -> None:
 def test_an_example_without_user_turn_is_refused() -> None:
     lonely = Example([{"role": "assistant", "content": "stop"}], Path("x"), 4, {})
     with pytest.raises(DataError, match="x:4: no user turn"):
-        encode_examples([lonely], LABELS, _tokenizer(), max_length=9, on_too_long="drop")
+        encode_examples([lonely], LABELS, word_tokenizer(), max_length=9, on_too_long="drop")
 
 
 def test_folders_that_are_no_encoder_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:
