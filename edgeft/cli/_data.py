@@ -8,6 +8,8 @@ import click
 
 
 def _encoding(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == "auto":
+        return value
     try:
         name = codecs.lookup(value).name
     except (LookupError, ValueError):
@@ -24,7 +26,13 @@ def format_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--map", "columns", multiple=True, metavar="NAME=COLUMN", help="e.g. prompt=question, completion=a+b."
         ),
-        click.option("--encoding", default="utf-8", callback=_encoding, show_default=True, help="Of the text."),
+        click.option(
+            "--encoding",
+            default="auto",
+            callback=_encoding,
+            show_default=True,
+            help="Of the text; auto: UTF-8, or guessed.",
+        ),
     )
     for option in reversed(options):
         function = option(function)

@@ -94,7 +94,7 @@ def _check(
         _print(checked)
     if fix:
         for summary in checked.files:
-            fixed = fix_file(summary, checked, columns_of, encoding)
+            fixed = fix_file(summary, checked, columns_of)
             log.say(f"{fixed.path}: {fixed.kept} lines kept, {fixed.dropped} dropped, {fixed.changed} cleaned")
     if checked.n_errors and not fix:
         raise DataRejected(f"{checked.n_errors} errors in {len(paths)} files; --fix mends some of them")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.data import formats, sources
+from edgeft.data.encodings import UTF8, encoding_of
 from edgeft.data.formats import Example, Format, Losses, Row, Unreadable
 from edgeft.errors import DataError, UsageError
 
@@ -52,9 +53,11 @@ def read_examples(
     """Open `path` and say what it is; (line, example) then stream from `.examples`.
 
     `columns` maps prompt, completion, system or label to a column, a dotted path or `a+b` (an object of several).
+    `encoding` "auto" is the one the file seems to be in, told in `.losses` where it is not UTF-8.
     Raises DataError when the file cannot be read or its shape is not recognised, UsageError for a bad format.
     """
-    records = rows(path, encoding)
+    found = encoding_of(path, encoding)
+    records = rows(path, found.name)
     mapper = column_mapper(columns) if columns else None
     first = list(islice(records, DETECTION_ROWS))
     shape = formats.by_name(format_name) if format_name else None
@@ -65,6 +68,10 @@ def read_examples(
     if shape is None:
         raise DataError(_unrecognised(path, first))
     reading = Reading(path, shape.name, iter(()))
+    if found.lines:
+        reading.losses["lines with bytes that are not UTF-8: read as Windows-1252"] += len(found.lines)
+    elif found.name not in (UTF8, encoding):
+        reading.losses[f"encoding {found.name}: guessed from the letters"] += 1
     reading.examples = _examples(chain(first, records), shape, mapper, reading)
     return reading
 

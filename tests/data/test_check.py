@@ -95,9 +95,18 @@ def near(i: int) -> bytes:
     return pair(i, "near").replace(b"case", b"chapter", 1)
 
 
+WESTERN = [
+    "Größe und Fläche des schönen Gebäudes sind für uns nötig", "Où est la forêt où l'été fut passé, déjà vu à côté ?",
+    "¿Dónde está el niño que comió mañana? ¡Qué año!", "Здравствуйте, скажите, когда отправляется следующий поезд",
+    "明日の天気を教えてください。東京は晴れですか",
+]  # fmt: skip
+CODEPAGES = ["latin-1", "cp1252", "cp1252", "cp1251", "cp932"]
+
+
 # code -> (a case's files, the file and line it must be reported at; line 0 for the whole file)
 FILE_CASES: dict[str, Callable[[int], tuple[dict[str, list[bytes]], tuple[str, int]]]] = {
     "W106": lambda i: ({"a": [b"\xef\xbb\xbf" + pair(i, "W106"), *talk(i, "bom")]}, ("a", 1)),
+    "W111": lambda i: ({"a": [row(user(WESTERN[i]), bot(WESTERN[i])).decode().encode(CODEPAGES[i])] * 12}, ("a", 0)),
     "W501": lambda i: ({"a": [*talk(5, "dup"), pair(i, "dup")]}, ("a", 6)),
     "W502": lambda i: ({"a": [*talk(5, "near"), near(i)]}, ("a", 6)),
     "E503": lambda i: ({"a": talk(5, "leak"), "b": [*talk(3, "other"), pair(i, "leak")]}, ("b", 4)),
@@ -186,7 +195,7 @@ def test_defects_under_a_tokenizer(code: str, make: Any, tmp_path: Path) -> None
 
 
 def test_every_code_is_planted(planted: tuple[Checked, dict[int, str | None]]) -> None:
-    others = {"E108", "E109", "E705", "W601", "E602", "E603", "W604"}
+    others = {"W112", "E108", "E109", "E705", "W601", "E602", "E603", "W604"}
     assert set(planted_lines()) | set(FILE_CASES) | others == set(CODES)
     assert len(CODES) >= 40
 

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeft.console import silent_log
 from edgeft.data import formats
+from edgeft.data.check.engine import Job, check
 from edgeft.data.importing import import_examples
 from edgeft.data.reading import read_examples
 from edgeft.data.sources import open_bytes
@@ -222,6 +224,38 @@ CASES = [
     ("a.jsonl.zst", b"no zstandard", "damaged"),
     ("a.parquet", b"no parquet", "not a readable Parquet file"),
 ]
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "cp1252", "cp1251", "utf-16"])
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".json", ".jsonl", ".jsonl.gz"])
+def test_encodings_are_told(codec: str, suffix: str, tmp_path: Path) -> None:
+    said = "Какая завтра погода в Москве, скажите" if codec == "cp1251" else "Où est la forêt, déjà vu à côté de l'été"
+    rows = {".csv": f'prompt,completion\n"{said}",ok\n', ".txt": f"{said}\n"}
+    body = rows.get(suffix, json.dumps({"prompt": said, "completion": "ok"}, ensure_ascii=False) + "\n").encode(codec)
+    if codec == "utf-16" and suffix not in (".csv", ".json"):
+        return  # lines are found by their bytes
+    (tmp_path / f"a{suffix}").write_bytes(gzip.compress(body) if suffix.endswith("gz") else body)
+    reading = read_examples(tmp_path / f"a{suffix}", encoding="auto")
+    assert [e["messages"][0]["content"] for _, e in reading.examples] == [said]
+    told = [what for what in reading.losses if "encoding" in what]
+    assert told == ([] if "utf-8" in codec else [f"encoding {codec}: guessed from the letters"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_stray_bytes_are_read_as_windows_wrote_them(suffix: str, tmp_path: Path) -> None:
+    rows = [{"text": f"café number {i}", "label": "été"} for i in range(5)]
+    body = json.dumps(rows, ensure_ascii=False, indent=0).encode()
+    if suffix == ".csv":
+        body = b"text,label\n" + b"".join(f"{r['text']},{r['label']}\n".encode() for r in rows)
+    body = body.replace("café number 3".encode(), b"caf\xe9 number 3")
+    (tmp_path / f"a{suffix}").write_bytes(body)
+    reading = read_examples(tmp_path / f"a{suffix}", encoding="auto")
+    assert [e["messages"][0]["content"] for _, e in reading.examples] == [row["text"] for row in rows]
+    assert reading.losses["lines with bytes that are not UTF-8: read as Windows-1252"] == 1
+    result = check(Job([tmp_path / f"a{suffix}"]), silent_log())
+    assert [(f.code, f.line) for f in result.findings if f.code == "W112"] == [
+        ("W112", 5 if suffix == ".csv" else body.count(b"\n", 0, body.index(b"\xe9")) + 1)
+    ]
 
 
 @pytest.mark.parametrize(("name", "body", "message"), CASES)

@@ -35,6 +35,8 @@ CODES = {
         Code("E108", "not a row of the file's format", "mend the row, or import the file with --map", DROP),
         Code("E109", "the file ends inside a line", "the file was cut off: get it again whole", DROP),
         Code("E110", "half of a surrogate pair", "the text was cut inside a character", DROP),
+        Code("W111", "another encoding than UTF-8", "look at the letters; save the file as UTF-8", "written as UTF-8"),
+        Code("W112", "bytes that are not UTF-8", "look at the letters; save the file as UTF-8", "written as UTF-8"),
         Code("E201", "no list `messages`", "give each line a list of messages", DROP),
         Code("E202", "`messages` is empty", "remove the line", DROP),
         Code("E203", "a message is not an object", "write {role, content}", DROP),

@@ -22,6 +22,7 @@ from edgeft.data.check.codes import Finding
 from edgeft.data.check.dataset import dataset_findings
 from edgeft.data.check.duplicates import Bands, Hashes, Joined, Twin, exact_twins
 from edgeft.data.check.examine import Options, Part, examine_lines, examine_rows
+from edgeft.data.encodings import AUTO, MIXED, UTF8, encoding_of
 from edgeft.errors import DataError
 
 CHUNK_BYTES = 4 << 20
@@ -43,7 +44,7 @@ class Job:
     schema: str | None = None
     near: bool = True
     pii: bool = True
-    encoding: str = "utf-8-sig"
+    encoding: str = AUTO
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
@@ -53,6 +54,7 @@ class FileSummary:
 
     path: Path
     format: str
+    encoding: str = UTF8
     n_bytes: int = 0
     n_lines: int = 0
     n_examples: int = 0
@@ -150,7 +152,10 @@ def _check_file(
     submit: Submit,
     log: Log,
 ) -> FileSummary:
-    shape, ranged = _shape_of(job, path)
+    if path != sources.STDIN and not path.is_file():
+        raise DataError(f"{path}: no such file")
+    found = encoding_of(path, job.encoding)
+    shape, ranged = _shape_of(job, path, found.name)
     n_batches = max(1, _size(job) // CHUNK_BYTES)
     options = Options(
         shape,
@@ -160,10 +165,14 @@ def _check_file(
         samples=max(1, SAMPLE_EXAMPLES // n_batches),
         personal=max(1, PERSONAL_EXAMPLES // n_batches),
     )
-    summary = FileSummary(path, shape)
+    summary = FileSummary(path, shape, found.name)
+    if job.encoding == AUTO and found.name not in (UTF8, MIXED):
+        checked.add("W111", path, 0, f"read as {found.name}")
+    for line in found.lines:
+        checked.add("W112", path, line, "read as Windows-1252")
     if path != sources.STDIN:
         summary.n_bytes = path.stat().st_size
-    batches = _ranges(path) if ranged else _batches(job, path, shape)
+    batches = _ranges(path) if ranged else _batches(job, path, found.name)
     function = _examine_range if ranged else examine_rows
     with log.progress(f"check {path.name}", summary.n_bytes, "bytes") as progress:
         waiting: list[tuple[int, Future[Part]]] = []
@@ -213,12 +222,10 @@ def _take(
         texts += [(line + first, text) for line, text in getattr(part, name)[: max(0, most - len(texts))]]
 
 
-def _shape_of(job: Job, path: Path) -> tuple[str, bool]:
+def _shape_of(job: Job, path: Path, encoding: str) -> tuple[str, bool]:
     """The format's name, and whether the file can be cut into byte ranges."""
-    if path != sources.STDIN and not path.is_file():
-        raise DataError(f"{path}: no such file")
     plain = (
-        job.encoding == "utf-8-sig"
+        encoding == UTF8
         and path != sources.STDIN
         and path.suffix not in (".gz", ".zst")
         and sources.container(path) == "jsonl"
@@ -230,11 +237,11 @@ def _shape_of(job: Job, path: Path) -> tuple[str, bool]:
     if path == sources.STDIN:
         return "chat", False
     first = (
-        list(islice(reading.rows(path, job.encoding), reading.DETECTION_ROWS))
+        list(islice(reading.rows(path, encoding), reading.DETECTION_ROWS))
         if sources.container(path) != "parquet"
         else []
     )
-    first = first or list(islice(reading.rows(path, job.encoding), 1))
+    first = first or list(islice(reading.rows(path, encoding), 1))
     shape = formats.detect([row for _, row in first])
     return (shape.name if shape else "chat"), plain
 
@@ -263,9 +270,9 @@ def _examine_range(where: tuple[Path, int, int], options: Options) -> Part:
     return examine_lines(lines, options)
 
 
-def _batches(job: Job, path: Path, shape: str) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+def _batches(job: Job, path: Path, encoding: str) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
     mapper = reading.column_mapper(job.columns) if job.columns else None
-    rows = reading.rows(path, job.encoding)
+    rows = reading.rows(path, encoding)
     done = 0
     while batch := list(islice(rows, BATCH_ROWS)):
         done += CHUNK_BYTES

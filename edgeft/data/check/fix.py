@@ -28,9 +28,7 @@ class Fixed:
     changed: int
 
 
-def fix_file(
-    summary: "FileSummary", checked: "Checked", columns: dict[str, str] | None, encoding: str = "utf-8-sig"
-) -> Fixed:
+def fix_file(summary: "FileSummary", checked: "Checked", columns: dict[str, str] | None) -> Fixed:
     """Write the mended copy as canonical chat JSONL beside the file. Raises DataError for stdin."""
     path = summary.path
     if path == sources.STDIN:
@@ -41,7 +39,7 @@ def fix_file(
     mapper = reading.column_mapper(columns) if columns else None
     count = Counter(kept=0, dropped=0, changed=0)
     with writing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for line, row in reading.rows(path, encoding):
+        for line, row in reading.rows(path, summary.encoding):
             try:
                 if isinstance(row, formats.Unreadable) or line in doubled:
                     raise formats.Unreadable("dropped")

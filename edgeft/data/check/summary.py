@@ -41,6 +41,7 @@ def _file(summary: "FileSummary", folder: Path | None) -> dict[str, Any]:
     return {
         "file": named(str(summary.path), folder),
         "format": summary.format,
+        "encoding": summary.encoding,
         "bytes": summary.n_bytes,
         "lines": summary.n_lines,
         "examples": summary.n_examples,

@@ -36,7 +36,7 @@ def count_tokens(
     count: Counter[str] = Counter()
     total = summary.n_examples // every
     with log.progress(f"tokenize {summary.path.name}", total, "examples") as progress:
-        for line, example in _sampled(summary.path, summary.format, every):
+        for line, example in _sampled(summary, every):
             problem, ids, mask = _encode(tokenizer, example)
             if problem is not None:
                 checked.add(*_finding(problem, summary.path, line))
@@ -65,8 +65,8 @@ def count_tokens(
         }
 
 
-def _sampled(path: Path, shape: str, every: int) -> Iterator[tuple[int, formats.Example]]:
-    examples = reading.read_examples(path, shape).examples
+def _sampled(summary: "FileSummary", every: int) -> Iterator[tuple[int, formats.Example]]:
+    examples = reading.read_examples(summary.path, summary.format, encoding=summary.encoding).examples
     return (pair for number, pair in enumerate(examples) if number % every == 0)
 
 
