@@ -44,7 +44,7 @@ def parts() -> dict[str, Any]:
     split = {"examples": 1200, "tokens": 51234, "loss_tokens": 20000, "longest": 91, "dropped": 2, "truncated": 0}
     return {
         "recipe": {"name": "home-assistant", "method": "lora", "ship": "Q4_K_M", "seed": 42, "base": "edgeft/nano"},
-        "data": {"train": split, "test": split},
+        "data": {"train": split, "test": split, "check": {"W501": 1200, "E503": 3}},
         "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
         + [{"step": 30, "eval_loss": 1.25}],
         "files": [
@@ -84,6 +84,8 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
         "base, zero-shot 20 0.000 [0.000, 0.161]",
         "base, zero-shot: first line only; 7 answers cut by the length limit",
         "fine-tuned file, Q4_K_M: home-assistant-Q4_K_M.gguf; 1 prompt longer",
+        "E503 3 the same example in another split",
+        "W501 1,200 exact duplicate",
         "training loss 3.800 → 1.100",
         "validation loss 1.250 → 1.250",
         "time 1.0 min",

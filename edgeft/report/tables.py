@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeft.data.check.codes import CODES
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, plural, share, signed, size, three
 
 METRICS_PER_TABLE = 2
@@ -28,6 +29,8 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = []
     if report["data"]:
         tables.append(_data(report["data"]))
+        if report["data"].get("check"):
+            tables.append(_data_check(report["data"]["check"]))
     if report["training"]:
         tables.append(_training(report["recipe"], report["training"]))
     if report["files"]:
@@ -79,6 +82,13 @@ def _data(data: Mapping[str, Any]) -> Table:
     rows = [(split, *(count(data[split].get(name, 0)) for name in names)) for split in SPLITS if split in data]
     columns = ("split", *(f">{name.replace('_', ' ')}" for name in names))
     return Table("Data", columns, rows)
+
+
+def _data_check(counts: Mapping[str, int]) -> Table:
+    """What `edgeft data check` counted in the prepared set, errors first."""
+    found = sorted(counts.items(), key=lambda item: ("EWI".find(item[0][0]), item[0]))
+    rows: list[tuple[str, ...]] = [(code, count(n), CODES[code].title if code in CODES else "-") for code, n in found]
+    return Table("Data check", ("code", ">count", "what"), rows, ["File and line of each: check.html of stage data"])
 
 
 def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> Table:
