@@ -21,7 +21,7 @@ from edgeft.store import HashCache
 class Step:
     """A stage as the pipeline sees it.
 
-    `reads` names the stages whose artifacts it gets; `sections` the top-level recipe keys it may read;
+    `reads` names the stages whose artifacts it gets; `sections` the recipe keys it may read, whole or `a.b`;
     `files` the groups of input files (`_input_files`); `extra` the pip extra it needs; `packages` the
     distributions whose version can change the result. Raise `version` when the stage's own results change.
     `resumable`: its half-done work is kept for the next run. `stops`: a failed check here ends the run.
@@ -44,10 +44,22 @@ PATHS = (
     *(f"{section}.prepare.{name}" for section in ("data", "pretrain") for name in ("script", "inputs")),
 )
 TORCH = ("torch", "transformers")
+DATA = Step(
+    "data", (), ("model", "data", "train.objective", "train.stages", "seed"), ("base", "data"),
+    packages=("transformers", "tokenizers"), version=2,
+)  # fmt: skip
+TRAIN = Step(
+    "train", ("data",), ("model", "train", "seed"), ("base",),
+    packages=(*TORCH, "peft", "bitsandbytes"), version=2, resumable=True,
+)  # fmt: skip
+MERGE = Step(
+    "merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",),
+    packages=(*TORCH, "peft", "bitsandbytes"), version=2,
+)  # fmt: skip
 SPINE = (
-    Step("data", (), ("model", "data", "seed"), ("base", "data"), packages=("transformers", "tokenizers")),
-    Step("train", ("data",), ("model", "train", "seed"), ("base",), packages=(*TORCH, "peft"), resumable=True),
-    Step("merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",), packages=(*TORCH, "peft")),
+    DATA,
+    TRAIN,
+    MERGE,
     Step("export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")),
     Step(
         "parity",
@@ -73,6 +85,13 @@ SPINE = (
         extra="gguf",
     ),
 )
+# Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.
+CLASSIFIER = (
+    DATA,
+    TRAIN,
+    MERGE,
+    Step("report", ("data", "train", "merge"), ("name", "seed", "model", "train", "export"), extra="gguf"),
+)
 PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
 STAGES = tuple(step.stage for step in (*SPINE, *PRETRAIN))
 
@@ -96,7 +115,7 @@ def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Pl
 
     Raises DataError or ModelError when an input file is missing, UsageError for an unknown stage.
     """
-    steps: tuple[Step, ...] = SPINE if recipe.pretrain is None else PRETRAIN
+    steps = steps_of(recipe)
     if until is not None:
         if until not in [step.stage for step in steps]:
             known = ", ".join(step.stage for step in steps)
@@ -111,6 +130,13 @@ def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Pl
         key = hashlib.sha256(canonical.encode()).hexdigest()
         planned[step.stage] = Planned(step, key, made_from)
     return list(planned.values())
+
+
+def steps_of(recipe: Recipe) -> tuple[Step, ...]:
+    """Every step of this kind of recipe, in order."""
+    if recipe.pretrain is not None:
+        return PRETRAIN
+    return CLASSIFIER if recipe.train.phases()[0].objective == "classification" else SPINE
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -152,7 +178,7 @@ def _made_from(
     for stage in step.reads:
         made_from[f"stage {stage}"] = planned[stage].key
     for name, value in values.items():
-        if name.split(".")[0] in step.sections and name not in files and name not in PATHS:
+        if _reads(step, name) and name not in files and name not in PATHS:
             made_from[f"recipe {name}"] = value
     for name, path in files.items():
         if path not in hashed:
@@ -161,6 +187,11 @@ def _made_from(
     for package in step.packages:
         made_from[f"package {package}"] = _version(package)
     return made_from
+
+
+def _reads(step: Step, name: str) -> bool:
+    """Whether the step may read the recipe value `name`: it, or a section it stands in, is among its sections."""
+    return any(f"{name}.".startswith(f"{section}.") for section in step.sections)
 
 
 def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:

@@ -42,9 +42,14 @@ def training_problems(train: Train, data: Data) -> list[str]:
         problems.append("train.lora.init_lora_weights: loftq needs train.method qlora, whose loss it makes up for")
     if train.early_stopping_patience is not None and train.metric_for_best_model is None:
         problems.append("train.early_stopping_patience: needs train.metric_for_best_model, what is to become better")
-    if train.metric_for_best_model not in (None, "eval_loss") and not train.eval_examples:
+    best = train.metric_for_best_model
+    if "classification" in objectives:
+        return problems
+    if best not in (None, "eval_loss", *train.eval_metrics):
+        problems.append(f"train.metric_for_best_model: {best} is not among train.eval_metrics")
+    if best not in (None, "eval_loss") and not train.eval_examples:
         problems.append(
-            f"train.metric_for_best_model: {train.metric_for_best_model} needs train.eval_examples, the number of "
+            f"train.metric_for_best_model: {best} needs train.eval_examples, the number of "
             "validation examples answered to measure it"
         )
     return problems

@@ -198,7 +198,9 @@ class Train(Section):
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations on the validation set; null: at the end of each epoch."""
     eval_examples: int = Field(0, ge=0)
-    """Validation examples answered at every evaluation and scored with `bench.metrics`; 0: only the loss."""
+    """Validation examples answered at every evaluation and scored; 0: only the loss is measured."""
+    eval_metrics: list[TaskMetric] = Field(default=["exact_match"], min_length=1)
+    """What these answers are scored by."""
     metric_for_best_model: Literal["eval_loss"] | TaskMetric | None = None
     """The state with the best value of this is kept in the end; null: the last state."""
     early_stopping_patience: int | None = Field(None, ge=1)

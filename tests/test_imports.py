@@ -17,7 +17,7 @@ LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data",
 }  # fmt: skip
-TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors"}
+TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
     "numpy", "orjson", "rensa", "ftfy", "py3langid", "jsonschema_rs", "presidio_analyzer", "tldextract",
     "phonenumbers", "spacy", "transformers", "rich",

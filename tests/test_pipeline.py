@@ -110,6 +110,7 @@ FROM_TRAIN = ALL[1:]
         ("model.chat_template=chatml", ALL),
         ("train.learning_rate=2e-3", FROM_TRAIN),
         ("train.lora.r=4", FROM_TRAIN),
+        ("train.stages=[{objective: sft}]", ALL),  # which files are prepared follows from the objectives
         ("merge.dtype=bfloat16", ALL[2:]),
         ("export.gguf=[{ftype: F16}]", ["export", "parity", "bench", "gate", "report"]),
         ("parity.prompts=3", ["parity", "gate", "report"]),

@@ -236,6 +236,10 @@ DATA = "name: x\ndata: {train: a, validation: v, test: t}\n"
         ("{lora: {init_lora_weights: loftq}}", "train.lora.init_lora_weights: loftq needs train.method qlora"),
         ("{early_stopping_patience: 2}", "train.early_stopping_patience: needs train.metric_for_best_model"),
         ("{metric_for_best_model: exact_match}", "train.metric_for_best_model: exact_match needs train.eval_examples"),
+        (
+            "{metric_for_best_model: json_match}",
+            "train.metric_for_best_model: json_match is not among train.eval_metrics",
+        ),
     ],
 )
 def test_training_sections_that_do_not_fit(train: str, expected: str) -> None:
@@ -284,7 +288,7 @@ def fields_of(package: str, module: str, class_name: str) -> set[str]:
 
 OUR_TRAIN_KEYS = {
     *("method", "objective", "stages", "lora", "batch_tokens", "torch_dtype", "num_threads", "memory_budget"),
-    *("hyperparameters", "eval_examples", "fused_lora"),
+    *("hyperparameters", "eval_examples", "eval_metrics", "fused_lora"),
     "early_stopping_patience",  # of transformers' EarlyStoppingCallback
     "beta",  # of TRL's DPOConfig and ORPOConfig, which is no dependency
 }

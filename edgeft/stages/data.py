@@ -4,21 +4,27 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
 from edgeft.data.chat import Example
 from edgeft.data.mixing import check_prepared, example_hash, mix
+from edgeft.data.plain import encode_texts, read_texts
+from edgeft.data.preferences import encode_pairs, read_pairs, split_pairs
 from edgeft.data.prepare import run_prepare
 from edgeft.data.rendering import encode_chat
 from edgeft.data.tokenizing import word_pieces
 from edgeft.errors import DataError, EdgeftError
 from edgeft.recipe import Recipe
 from edgeft.sections import Data
+from edgeft.stages._classifier import write_label_sets
 from edgeft.training.batches import TokenSet
 from edgeft.training.models import apply_template, load_tokenizer, resolve_base
+from edgeft.training.pairs import PairSet
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,43 +38,109 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     section = recipe.data
     if section is None:
         raise DataError(f"{recipe.name}: the recipe has no data section")
+    objectives = {phase.objective for phase in recipe.train.phases()}
+    classifies = "classification" in objectives
     tokenizer = load_tokenizer(resolve_base(recipe))
-    apply_template(tokenizer, recipe.model.chat_template, recipe.folder)
+    if not classifies:
+        apply_template(tokenizer, recipe.model.chat_template, recipe.folder)
     tokenizer.save_pretrained(out / "tokenizer")
-    summary: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as prepared:
         if section.prepare is not None:
             run_prepare(recipe, section.prepare, Path(prepared), log)
         find = recipe.resolve if section.prepare is None else Path(prepared).joinpath
         mixed = mix(section, find, recipe.seed, log)
-        names = section.files()
-        with (out / "examples.jsonl").open("w", encoding="utf-8") as audit:
-            for split, examples in mixed.splits.items():
-                kept, tokens, counts = _encode(examples, tokenizer, section, split, log)
-                _write(out / f"{split}.jsonl", kept)
-                audit.writelines(_audit_line(split, example) for example in kept)
-                if split == "train" and section.swap_copied_values:
-                    variants = swap_copied_values(kept, section.swap_copied_values, recipe.seed, word_pieces(tokenizer))
-                    _write(out / "train-variants.jsonl", variants)
-                    audit.writelines(_audit_line("train-variants", example) for example in variants)
-                    _, swapped, of_variants = _encode(variants, tokenizer, section, split, log)
-                    tokens = tokens.joined(swapped)
-                    counts["variants"] = of_variants["examples"]
-                    log.say(f"train: {len(variants)} variants with copied values swapped")
-                tokens.save(out / f"tokens-{split}.npz")
-                paths = [find(path) for name, path in names.items() if name.split(".")[0] == split]
-                summary[split] = {**counts, **({"source_sha256": _sha256(paths)} if paths else {})}
-    summary["train"] |= mixed.counts
+        write = write_label_sets if classifies else _write_token_sets
+        kept, summary = write(mixed.splits, tokenizer, section, out, log)
+        if section.swap_copied_values and not classifies:
+            kept["train-variants"] = _add_variants(kept["train"], summary["train"], tokenizer, recipe, out, log)
+        if "text" in objectives:
+            summary["text"] = _write_texts(find(str(section.text)), tokenizer, section, out, log)
+        if objectives & {"dpo", "orpo"}:
+            summary |= _write_pairs(find(str(section.preference)), tokenizer, recipe, out, log)
+        report: dict[str, dict[str, object]] = {name: dict(counts) for name, counts in summary.items()}
+        for name, paths in _sources(section, find).items():
+            report[name]["source_sha256"] = _sha256(paths)
+    with (out / "examples.jsonl").open("w", encoding="utf-8") as audit:
+        for split, examples in kept.items():
+            _write(out / f"{split}.jsonl", examples)
+            audit.writelines(_audit_line(split, example) for example in examples)
+    report["train"] |= mixed.counts
     checked = check_prepared(section, out, SPLITS, log)
     if checked:
-        summary["check"] = dict(checked)
+        report["check"] = dict(checked)
     if not summary["train"]["examples"]:
         raise DataError(
             f"no training example is left: all {summary['train']['dropped']} are longer than "
             f"data.max_length = {section.max_length} tokens; raise it or set on_too_long: truncate"
         )
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return {f"{split}_{k}": float(v) for split in SPLITS for k, v in summary[split].items() if isinstance(v, int)}
+    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return {f"{split}_{k}": float(v) for split in SPLITS for k, v in report[split].items() if isinstance(v, int)}
+
+
+def _write_token_sets(
+    splits: Mapping[str, list[Example]], tokenizer: Any, section: Data, out: Path, log: Log
+) -> tuple[dict[str, list[Example]], dict[str, dict[str, int]]]:
+    """Write tokens-SPLIT.npz of every split; the examples kept and the counts."""
+    kept: dict[str, list[Example]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for split, examples in splits.items():
+        kept[split], tokens, counts[split] = _encode(examples, tokenizer, section, split, log)
+        tokens.save(out / f"tokens-{split}.npz")
+    return kept, counts
+
+
+def _add_variants(
+    train: list[Example], counts: dict[str, int], tokenizer: Any, recipe: Recipe, out: Path, log: Log
+) -> list[Example]:
+    """Join variants of the training examples to tokens-train.npz and count them."""
+    section = recipe.data
+    variants = swap_copied_values(train, section.swap_copied_values, recipe.seed, word_pieces(tokenizer))
+    _, swapped, of_variants = _encode(variants, tokenizer, section, "train", log)
+    tokens = TokenSet.load(out / "tokens-train.npz").joined(swapped)
+    tokens.save(out / "tokens-train.npz")
+    counts["variants"] = of_variants["examples"]
+    log.say(f"train: {len(variants)} variants with copied values swapped")
+    return variants
+
+
+def _write_texts(path: Path, tokenizer: Any, section: Data, out: Path, log: Log) -> dict[str, int]:
+    """Write tokens-text.npz: the documents to go on pre-training with."""
+    texts = read_texts(path)
+    tokens = TokenSet.build(encode_texts(texts, tokenizer, section.max_length))
+    tokens.save(out / "tokens-text.npz")
+    log.say(f"text: {len(texts)} documents, {len(tokens.input_ids):,} tokens")
+    return {"documents": len(texts), "pieces": len(tokens), "tokens": len(tokens.input_ids)}
+
+
+def _write_pairs(path: Path, tokenizer: Any, recipe: Recipe, out: Path, log: Log) -> dict[str, dict[str, int]]:
+    """Write pairs-train.npz and pairs-validation.npz, and the pairs kept as JSON Lines beside them."""
+    section = recipe.data
+    counts: dict[str, dict[str, int]] = {}
+    parts = split_pairs(read_pairs(path), section.preference_validation, recipe.seed)
+    for split, pairs in zip(("train", "validation"), parts, strict=True):
+        encoded = encode_pairs(pairs, tokenizer, section.max_length, section.on_too_long)
+        if not encoded.pairs:
+            raise DataError(
+                f"{path}: no preference pair is left for {split}: of {len(pairs)}, {encoded.counts['dropped']} are "
+                f"longer than data.max_length = {section.max_length} tokens and {encoded.counts['identical']} have "
+                "the same answer twice"
+            )
+        PairSet.build(encoded.encoded).save(out / f"pairs-{split}.npz")
+        lines = [pair.canonical() + "\n" for pair in encoded.pairs]
+        (out / f"pairs-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        name = "preference" if split == "train" else "preference_validation"
+        counts[name] = {key: int(value) for key, value in encoded.counts.items()}
+        log.say(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts[name].items()))
+    return counts
+
+
+def _sources(section: Data, find: Callable[[str], Path]) -> dict[str, list[Path]]:
+    """The files each part of the summary came from."""
+    sources: dict[str, list[Path]] = {}
+    for name, path in section.files().items():
+        if name.split(".")[0] in SPLITS:
+            sources.setdefault(name.split(".")[0], []).append(find(path))
+    return sources
 
 
 def _audit_line(split: str, example: Example) -> str:

@@ -2,11 +2,37 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from edgeft.errors import ModelError
+from edgeft.sections import Train
+
 SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 DECAY_SHARE = 0.3  # of all steps, for warmup_stable_decay
+
+
+def make_adamw(parameters: Iterable[torch.nn.Parameter], section: Train) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train, as `train.optim` names it; torch's fused kernel, or 8-bit moments.
+
+    Raises ModelError when 8-bit moments are asked for without a GPU, where bitsandbytes has no kernel for them.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    options: dict[str, Any] = {
+        "lr": section.learning_rate,
+        "betas": (section.adam_beta1, section.adam_beta2),
+        "eps": section.adam_epsilon,
+        "weight_decay": section.weight_decay,
+    }
+    if section.optim == "adamw":
+        return torch.optim.AdamW(trained, fused=True, **options)
+    if not torch.cuda.is_available():
+        raise ModelError("train.optim: adamw_8bit needs a CUDA GPU; use adamw")
+    import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(trained, **options)
+    return optimizer
 
 
 class MuonAdamW:

@@ -152,3 +152,68 @@ def test_a_failing_prepare_script_shows_its_last_words(folder: Path) -> None:
     (folder / "prepare.py").write_text("import sys\nsys.exit('the table has no column utterance')\n")
     with pytest.raises(DataError, match=r"(?s)exit code 1:.*no column utterance"):
         _run(folder, prepare={"script": "prepare.py"})
+
+
+def _run_text(folder: Path, name: str, content: str) -> list[list[int]]:
+    (folder / name).write_text(content)
+    recipe = {
+        "name": "t",
+        "model": {"base": "base"},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")} | {"text": name},
+        "train": {"objective": "text"},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    out = folder / f"out-{name}"
+    out.mkdir()
+    run(read_recipe(folder / "recipe.yaml"), {}, out, silent_log())
+    tokens = TokenSet.load(out / "tokens-text.npz")
+    assert tokens.loss_mask.all()
+    return [tokens.input_ids[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+
+
+def test_plain_text_in_both_shapes(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    wanted = [
+        [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        for text in ("One day.\nIt rained.", "Then not.")
+    ]
+    assert _run_text(folder, "a.txt", "One day.\r\nIt rained.\n\n\n\nThen not.\n") == wanted
+    lines = [json.dumps({"text": text}) for text in ("One day.\nIt rained.", "", " Then not. ")]
+    assert _run_text(folder, "a.jsonl", "\n".join(lines)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"text": "a"}\n{"text"', "a.jsonl:2: not JSON"),
+        ('{"text": "a"}\n{"txt": "b"}', 'a.jsonl:2: not an object with a "text"'),
+        ("\n", "a.jsonl: no text in this file"),
+    ],
+)
+def test_bad_text_is_named_by_line(folder: Path, content: str, expected: str) -> None:
+    with pytest.raises(DataError) as caught:
+        _run_text(folder, "a.jsonl", content)
+    assert expected in str(caught.value)
+
+
+def test_pairs_that_are_all_too_long(folder: Path) -> None:
+    pair = {
+        "prompt": [{"role": "user", "content": "light on " * 400}],
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    other = json.loads(json.dumps(pair).replace("light", "lamp"))
+    (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(other) + "\n")
+    recipe = {
+        "name": "t",
+        "model": {"base": "base"},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+        | {"preference": "pairs.jsonl", "preference_validation": 0.5},
+        "train": {"objective": "dpo"},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    (folder / "out").mkdir()
+    with pytest.raises(DataError, match="no preference pair is left for train: of 1, 1 are longer"):
+        run(read_recipe(folder / "recipe.yaml"), {}, folder / "out", silent_log())
