@@ -129,7 +129,7 @@ def lora_on(folder: Path, out: Path) -> Path:
 
 
 def test_a_merge_is_compared_with_the_adapter(folder: Path, tmp_path: Path) -> None:
-    from edgeft.training.adapters import merge_adapter
+    from edgeft.training.merging import merge_adapter
 
     adapter, merged = lora_on(folder, tmp_path / "adapter"), tmp_path / "merged"
     shutil.copytree(folder, merged)

@@ -14,7 +14,7 @@ from edgeft.errors import ParityFailed
 from edgeft.export.gguf import quantize_gguf
 from edgeft.recipe import Recipe
 from edgeft.stages import export, parity
-from edgeft.training.adapters import merge_adapter
+from edgeft.training.merging import merge_adapter
 from tests.lively import make_lively_llama
 from tests.parity_models import plant
 

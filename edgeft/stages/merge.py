@@ -4,17 +4,20 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from edgeft import __version__
 from edgeft.artifact import Artifact
 from edgeft.console import Log
-from edgeft.errors import ModelError
+from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
-from edgeft.training.adapters import merge_adapter
-from edgeft.training.models import DTYPES, base_sha256, resolve_base
+from edgeft.stages._json import write_json
+from edgeft.training.batches import TokenSet
+from edgeft.training.merge_base import merge_into_chosen_base
+from edgeft.training.merging import cast_model
+from edgeft.training.models import base_sha256, resolve_base
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
@@ -22,6 +25,8 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
 
     Raises ModelError when the base is not the one the adapter was trained on.
     """
+    if recipe.train is None:
+        raise RecipeError(f"{recipe.name}: the recipe has no train section")
     data, train = inputs["data"], inputs["train"]
     base = resolve_base(recipe)
     summary = json.loads(train.file("summary.json").read_text("utf-8"))
@@ -31,23 +36,22 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             f"{base}: its weights have sha256 {found[:12]}…, the adapter was trained on "
             f"{summary['base_sha256'][:12]}…; give the base it was trained on, or train again"
         )
-    if summary["method"] == "full":
-        source = train.path / "model"
-        for shard in sorted(source.glob("*.safetensors")):
-            cast = {n: t.to(DTYPES[recipe.merge.dtype]).contiguous() for n, t in load_file(shard).items()}
-            save_file(cast, out / shard.name, metadata={"format": "pt"})
+    merged: dict[str, Any] = {}
+    dtype, trained = recipe.merge.dtype, train.path / "model"
+    if (trained / "config.json").is_file():  # trained in full, or a classifier, whose adapter is merged already
+        cast_model(trained, out, dtype)
+        _complete(out, trained, data, dtype, {})
     else:
-        source = base
-        merge_adapter(base, train.path / "adapter", out, recipe.merge.dtype)
-    for name in ("model.safetensors.index.json", "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = recipe.merge.dtype
-    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in sorted((data.path / "tokenizer").iterdir()):
-        shutil.copyfile(path, out / path.name)
+        merged = merge_into_chosen_base(
+            recipe.train,
+            recipe.merge,
+            base,
+            train.path / "adapter",
+            out,
+            TokenSet.load(data.file("tokens-validation.npz")),
+            log,
+            complete=lambda folder, changes: _complete(folder, base, data, dtype, changes),
+        )
     provenance = {
         "recipe_sha256": _recipe_sha256(recipe),
         "data_sha256": _data_sha256(data),
@@ -56,10 +60,22 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         "edgeft_version": __version__,
         "seed": recipe.seed,
     }
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "provenance.json", provenance | merged)
     n_bytes = sum(p.stat().st_size for p in out.glob("*.safetensors"))
-    log.say(f"merged model: {n_bytes / 1e6:.1f} MB in {recipe.merge.dtype} (torch {torch.__version__})")
-    return {"size_bytes": float(n_bytes)}
+    log.say(f"merged model: {n_bytes / 1e6:.1f} MB in {dtype} (torch {torch.__version__})")
+    return {"size_bytes": float(n_bytes), **{name: v for name, v in merged.items() if isinstance(v, float)}}
+
+
+def _complete(out: Path, source: Path, data: Artifact, dtype: str, changes: dict[str, Any]) -> None:
+    """Everything of a model folder but the weights: config with `changes`, generation config, tokenizer."""
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config.pop("torch_dtype", None)
+    config |= {"dtype": dtype, **changes}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in sorted((data.path / "tokenizer").iterdir()):
+        shutil.copyfile(path, out / path.name)
 
 
 def _recipe_sha256(recipe: Recipe) -> str:
