@@ -74,11 +74,12 @@ def _card(run: Path) -> str:
         "",
         f"`recipes/nano-base.yaml`, by edgeft's own loop on a two-core CPU: {summary['tokens'] / 1e6:.1f} M tokens in "
         f"{len([r for r in rows if 'loss' in r])} steps, bfloat16 products, Muon and AdamW, learning rate 3e-3 with a "
-        "linear decay over the last 30 % of the steps. The last fifth is made-up requests, public training sets of "
+        "linear decay over the last 30 % of the steps. The last sixth is made-up requests, public training sets of "
         "requests and stories; none of the made-up requests is one of the test requests of "
-        "`recipes/home-assistant`. The run that made these weights was stopped and resumed, and its decay "
-        "replanned twice on the way (it began at step 837, stood at 0.27 of the peak at step 1,100 and went on from "
-        "0.69); a fresh run of the recipe decays once.",
+        "`recipes/home-assistant`. The run that made these weights was stopped and resumed: its first 1,100 steps "
+        "read an earlier corpus (fewer made-up documents, words of the stories only) and had begun to decay, from "
+        "step 837 to 0.27 of the peak, when it went on with the corpus and the schedule of today; a fresh run of "
+        "the recipe decays once.",
         "",
         "| step | loss, mean of 20 steps (nats/token) | held-out TinyStories (nats/token) |",
         "|---|---|---|",
