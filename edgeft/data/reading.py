@@ -159,11 +159,12 @@ def _documents(records: Iterator[sources.Record], encoding: str) -> Iterator[tup
 
 
 def _intents(line: int, row: Row | Unreadable) -> Iterator[tuple[int, Row | Unreadable]]:
-    """SNIPS keeps an intent's rows in an object under the intent's name; its rows get the name beside them."""
+    """SNIPS keeps an intent's rows in an object under the intent's name; its rows get the name beside them, and
+    their number as line."""
     if isinstance(row, dict) and row and all(_is_intent(value) for value in row.values()):
-        for intent, rows in row.items():
-            for one in rows:
-                yield line, {"intent": intent, **one}
+        named = ((intent, one) for intent, rows in row.items() for one in rows)
+        for number, (intent, one) in enumerate(named, 1):
+            yield number, {"intent": intent, **one}
     else:
         yield line, row
 

@@ -21,6 +21,7 @@ from edgeft.extras import extra_needed
 STDIN = Path("-")
 BLOCK_BYTES = 1 << 20
 LONGEST_RECORD_BYTES = 256 << 20
+ABSENT_IF_NULL = ("tools", "parallel_tool_calls", "rejected", "rejected_from")
 SYNTAX = re.compile(rb'["\\{}\[\],]')
 
 Record = tuple[int, bytes]
@@ -100,7 +101,8 @@ def csv_rows(file: BinaryIO, path: Path, delimiter: str, encoding: str) -> Itera
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a Parquet file, batch by batch; the line is the row's number."""
+    """Rows of a Parquet file, batch by batch; the line is the row's number. In a struct (a message, a call) a null
+    is a field the row does not have: Parquet gives every struct the fields of all."""
     parquet = _optional("pyarrow.parquet")
     arrow = _optional("pyarrow")
     try:
@@ -108,9 +110,22 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield (
+                    number,
+                    {
+                        name: _without_nulls(value)
+                        for name, value in row.items()
+                        if value is not None or name not in ABSENT_IF_NULL
+                    },
+                )
     except (OSError, arrow.ArrowException) as error:
         raise DataError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def text_rows(file: BinaryIO, path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:

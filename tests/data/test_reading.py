@@ -179,6 +179,71 @@ def test_files_of_every_kind_hold_the_same_rows(suffix: str, tmp_path: Path) -> 
     assert lines == ([2 + 4 * i for i in range(200)] if ".json" in path.suffixes else list(range(1, 201)))
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"city": "Oslo"}'}}
+NESTED: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}], "tags": ["x"]},
+    {
+        "messages": [
+            {"role": "user", "content": "a?"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            {"role": "assistant", "content": "sunny, then"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tags": [],
+    },
+]
+
+
+def test_parquet_holds_conversations_in_nested_lists(tmp_path: Path) -> None:
+    """Parquet gives every message all the fields any message has: the nulls must not come back as fields."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"tools": None, **NESTED[0]}, NESTED[1]]  # Arrow takes the columns of the first row
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    reading = read_examples(tmp_path / "a.parquet")
+    assert [example for _, example in reading.examples] == NESTED
+    assert (reading.format, reading.losses) == ("chat", Counter())
+    assert check(Job([tmp_path / "a.parquet"]), silent_log()).n_errors == 0
+    import_examples(read_examples(tmp_path / "a.parquet"), tmp_path / "b.jsonl")
+    assert [example for _, example in read_examples(tmp_path / "b.jsonl").examples] == NESTED
+    parquet.write_table(arrow.Table.from_pylist([{"text": ["two", "parts"], "label": 3}] * 2), tmp_path / "c.parquet")
+    mapped = read_examples(tmp_path / "c.parquet", columns={"prompt": "text", "completion": "label"})
+    assert [m["content"] for m in next(mapped.examples)[1]["messages"]] == ['["two", "parts"]', "3"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("to", ["prompt-completion", "alpaca", "chat"])
+def test_a_table_comes_back_from_every_format_that_can_hold_it(kind: str, to: str, tmp_path: Path) -> None:
+    table = [{"question": f'what, "{i}"\nis é?', "answer": f"it is {i}", "topic": "n"} for i in range(5)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(table), path)
+    first = list(read_examples(path, columns={"prompt": "question", "completion": "answer"}).examples)
+    assert [[m["content"] for m in e["messages"]] for _, e in first] == [[r["question"], r["answer"]] for r in table]
+    import_examples(read_examples(path, columns={"prompt": "question", "completion": "answer"}), tmp_path / "b", to)
+    assert [example for _, example in read_examples(tmp_path / "b", to).examples] == [example for _, example in first]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "nope", "completion": "label"}, "no row has the column nope"),
+        ({"prompt": "text", "completion": "label.name"}, r"no row has the column label\.name"),
+        ({"prompt": "text", "completion": "label+nope"}, "no row has the column nope"),
+    ],
+)
+def test_a_column_that_no_row_has_is_named(columns: dict[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,b\nc,d\n")
+    with pytest.raises(DataError, match=message):
+        list(read_examples(tmp_path / "a.csv", columns=columns).examples)
+
+
 @QUICK
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
 def test_csv_is_what_the_csv_module_wrote(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
