@@ -1,0 +1,101 @@
+"""SIGKILL at ten random moments of a training: resumed, it ends with the same bits as an undisturbed one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
+
+KILLS = 10
+
+
+class Forks:
+    """Trainings of `training_forks.py`, one at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kill.training_forks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert self._answer() == "ready"
+
+    def train(self, out: Path, kill_after_s: float | None = None) -> int:
+        """Train in `out`, killed after so many seconds if it still runs; the exit code."""
+        assert self.process.stdin is not None
+        print(out, file=self.process.stdin, flush=True)
+        pid, ended = int(self._answer()), threading.Event()
+
+        def strike() -> None:
+            if kill_after_s is not None and not ended.wait(kill_after_s):
+                os.kill(pid, signal.SIGKILL)
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        code = int(self._answer())
+        ended.set()
+        striker.join()
+        return code
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    running = Forks()
+    yield running
+    running.close()
+
+
+def outcome(out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Weights, best state and step, and the rows of the log without the time they took."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    stripped = [json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows]
+    return torch.load(out / "weights.pt", weights_only=True), stripped
+
+
+def assert_same(found: tuple[dict[str, Any], list[str]], expected: tuple[dict[str, Any], list[str]]) -> None:
+    assert found[0]["best"] == expected[0]["best"]
+    assert found[1] == expected[1]
+    for name, value in expected[0]["weights"].items():
+        assert torch.equal(found[0]["weights"][name], value), name
+
+
+def test_ten_kills_and_ten_kills_in_a_row(forks: Forks, tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert forks.train(tmp_path / "whole") == 0
+    whole_s = time.monotonic() - began
+    expected = outcome(tmp_path / "whole")
+    assert 0 < expected[0]["best"][0] < expected[0]["steps"]  # the last state is not the best: it must be restored
+    moments, hits = random.Random(20240607), 0
+    for kill in range(KILLS):
+        out = tmp_path / f"kill-{kill}"
+        hits += forks.train(out, kill_after_s=whole_s * (kill + moments.random()) / KILLS) == -signal.SIGKILL
+        assert forks.train(out) == 0
+        assert_same(outcome(out), expected)
+    assert hits >= KILLS // 2
+    out = tmp_path / "in-a-row"
+    for _ in range(KILLS):
+        forks.train(out, kill_after_s=moments.uniform(0.0, whole_s / 3))
+    assert forks.train(out) == 0
+    assert_same(outcome(out), expected)
