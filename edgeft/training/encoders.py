@@ -145,7 +145,8 @@ def classify(
 def check_fits(model: PreTrainedModel, examples: LabelSet, folder: Path) -> None:
     """Raise ModelError when a token of `examples` is not in the model's vocabulary, or a text too long for it."""
     largest, longest = int(examples.input_ids.max(initial=0)), int(examples.lengths.max(initial=0))
-    rows = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    rows = table.num_embeddings
     if largest >= rows:
         raise ModelError(
             f"{folder}: the tokenizer makes token id {largest}, but the model knows only {rows} tokens; "
@@ -219,7 +220,8 @@ def _head_modules(model: PreTrainedModel) -> list[str]:
 
 def _draw_head(model: PreTrainedModel) -> None:
     """Draw the last layer anew: what the folder has there belongs to other labels."""
-    outputs = [m for m in model.classifier.modules() if isinstance(m, torch.nn.Linear)]
+    head: Any = model.classifier
+    outputs = [m for m in head.modules() if isinstance(m, torch.nn.Linear)]
     with torch.no_grad():
         outputs[-1].weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
         outputs[-1].bias.zero_()
