@@ -142,12 +142,6 @@ def test_a_head_trained_apart_from_its_embedding_is_untied(
     rows = model.config.vocab_size
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=bool(more_tokens))
     (tmp_path / "merged").mkdir()
-    if more_tokens and len(saved) < 2:
-        with pytest.raises(
-            ModelError, match=r"different numbers of tokens.*modules_to_save: \[embed_tokens, lm_head\]"
-        ):
-            merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", "float32")
-        return
     changes = merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", "float32")
     assert changes == {"tie_word_embeddings": False} | ({"vocab_size": rows} if more_tokens else {})
     expected = model.merge_and_unload().state_dict()
