@@ -94,8 +94,10 @@ def train_loop(
 ) -> LoopResult:
     """Run every step of `plan`, resuming from `out/checkpoint` if there is one.
 
-    Writes `out/log.jsonl` (one object a step: step, loss, lr, grad_norm, tokens, seconds; one an evaluation:
-    step, train_loss since the one before, eval_loss, what `watch` measures), checkpoints and the best state.
+    Each of `watch` measures the model at every evaluation, beside the loss on `validation`; `reporters` get every
+    row of the log; `workers` share each batch. Writes checkpoints, the best state and `out/log.jsonl`: one object
+    a step (step, loss, lr, grad_norm, tokens, seconds) and one an evaluation (step, train_loss since the one
+    before, eval_loss, what `watch` measures).
     Raises TrainingError when nothing trains or nothing can be evaluated, when the loss or the gradient is not
     finite or diverges (guard.DivergenceRule), when memory is short: the last good checkpoint stays.
     """
@@ -116,7 +118,7 @@ def train_loop(
     began, done_tokens, step = time.perf_counter(), 0, start
     path = out / "log.jsonl" if workers.writes else None
     with (
-        Records(path, keep_up_to=start, reporters=reporters) as records,
+        Records(path, keep_up_to=start, reporters=reporters if workers.writes else ()) as records,
         log.progress(label, total, "steps", start) as progress,
     ):
         while step < total and not run.judge.exhausted:
