@@ -14,6 +14,7 @@ from edgeft.console import silent_log
 from edgeft.data.preferences import EncodedPair
 from edgeft.errors import ModelError
 from edgeft.training.batches import plan_epochs
+from edgeft.training.fused_lora import fuse_lora
 from edgeft.training.loop import LoopConfig, mean_loss, train_loop
 from edgeft.training.pair_attention import use_pair_attention
 from edgeft.training.pairs import PairSet
@@ -122,6 +123,23 @@ def test_loss_and_gradients_equal_the_formulas(objective: str, family: str, tied
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     _assert_same_gradients(model, plain)
+
+
+def test_fused_adapters_give_the_same_loss_and_gradients() -> None:
+    """Oracle: peft's own layers, which the test above holds to the formula."""
+    pairs = PairSet.build(_pairs())
+    pairs = pairs.with_reference(np.full((len(pairs), 2), -20.0))
+    batch = pairs.pack(np.arange(len(pairs)))
+    models = [_tiny(), _tiny()]
+    for at, model in enumerate(models):
+        use_pair_attention(model)
+        models[at] = _with_lora(model)
+    assert fuse_lora(models[1]).whole_layers == 2
+    plain, fused = (dpo_loss_sum(BETA)(model, batch) for model in models)
+    plain.backward()
+    fused.backward()
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
+    _assert_same_gradients(models[1], models[0])
 
 
 def test_an_adapted_head_gives_the_same_log_probabilities() -> None:
