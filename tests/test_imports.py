@@ -20,7 +20,7 @@ LIGHT_CLI = {
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
     "numpy", "orjson", "rensa", "ftfy", "py3langid", "jsonschema_rs", "presidio_analyzer", "tldextract",
-    "phonenumbers", "spacy", "transformers", "rich",
+    "phonenumbers", "spacy", "transformers", "rich", "charset_normalizer",
 }  # fmt: skip
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (set(), set()),

@@ -44,7 +44,11 @@ def parts() -> dict[str, Any]:
     split = {"examples": 1200, "tokens": 51234, "loss_tokens": 20000, "longest": 91, "dropped": 2, "truncated": 0}
     return {
         "recipe": {"name": "home-assistant", "method": "lora", "ship": "Q4_K_M", "seed": 42, "base": "edgeft/nano"},
-        "data": {"train": split, "test": split, "check": {"W501": 1200, "E503": 3}},
+        "data": {"train": split, "test": split},
+        "data_check": [
+            {"code": "E503", "count": 3, "what": "the same example in another split"},
+            {"code": "W501", "count": 1200, "what": "exact duplicate"},
+        ],
         "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
         + [{"step": 30, "eval_loss": 1.25}],
         "files": [
@@ -177,6 +181,9 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     for folder in folders.values():
         folder.mkdir()
     (folders["data"] / "summary.json").write_text(json.dumps(given["data"]))
+    findings = [{"code": row["code"], "what": row["what"]} for row in given["data_check"]]
+    check = {"counts": {"W501": 1200, "E503": 3}, "findings": findings}
+    (folders["data"] / "check.json").write_text(json.dumps(check))
     (folders["train"] / "log.jsonl").write_text("\n".join(map(json.dumps, given["train"])))
     (folders["merge"] / "provenance.json").write_text('{"base_sha256": "12"}')
     (folders["export"] / "files.json").write_text(
@@ -190,7 +197,8 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     (folders["export"] / "manifest.json").write_text(json.dumps(manifest))
     (folders["bench"] / "bench.json").write_text(json.dumps(given["bench"]))
     found = gather(folders, {"name": "n", "ship": "F16"})
-    assert set(found) == {"recipe", "data", "train", "files", "bench", "provenance"}
+    assert found["data_check"] == given["data_check"]
+    assert set(found) == {"recipe", "data", "data_check", "train", "files", "bench", "provenance"}
     assert found["train"] == given["train"]
     assert [(f["sha256"], f["ships"]) for f in found["files"]] == [("aa", True), ("bb", False)]
     assert [f["ships"] for f in gather(folders, {})["files"]] == [False, True]

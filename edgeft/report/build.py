@@ -10,7 +10,8 @@ LATENCY_NOTE_LOAD = 0.5  # load per core from which other processes are likely t
 def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the parts of a run, each of which may be missing.
 
-    `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json), `train`
+    `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json),
+    `data_check` (what check.json counts by code, errors first), `train`
     (rows of log.jsonl), `files` (rows of files.json with sha256 and
     ships), `parity`, `baseline`, `bench` and `verdict`
     (their JSON), `provenance` (names and values) to what the stages wrote. A section of the report is None
@@ -21,6 +22,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "recipe": parts.get("recipe", {}),
         "data": parts.get("data"),
+        "data_check": parts.get("data_check"),
         "training": _training(parts["train"]) if parts.get("train") else None,
         "files": parts.get("files"),
         "parity": parts.get("parity"),

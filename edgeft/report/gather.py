@@ -26,12 +26,21 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
     for stage, name in RESULTS.items():
         if stage in folders and (folders[stage] / name).is_file():
             parts["verdict" if stage == "gate" else stage] = _read(folders[stage] / name)
+    if "data" in folders and (folders["data"] / "check.json").is_file():
+        parts["data_check"] = _counted(_read(folders["data"] / "check.json"))
     if "train" in folders and (folders["train"] / "log.jsonl").is_file():
         parts["train"] = _read_lines(folders["train"] / "log.jsonl")
     if "export" in folders and (folders["export"] / "files.json").is_file():
         parts["files"] = _files(folders["export"], recipe.get("ship"))
     parts["provenance"] = _provenance(folders)
     return parts
+
+
+def _counted(check: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Code, count and meaning of what the data check found, errors first."""
+    meaning = {found["code"]: found["what"] for found in check["findings"]}
+    ordered = sorted(check["counts"].items(), key=lambda item: ("EWI".find(item[0][0]), item[0]))
+    return [{"code": code, "count": n, "what": meaning.get(code, "-")} for code, n in ordered]
 
 
 def _files(export: Path, ship: str | None) -> list[dict[str, Any]]:

@@ -1,10 +1,9 @@
 """The report as tables: one place decides what people see, each renderer only how it looks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeft.data.check.codes import CODES
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, plural, share, signed, size, three
 
 METRICS_PER_TABLE = 2
@@ -29,8 +28,8 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = []
     if report["data"]:
         tables.append(_data(report["data"]))
-        if report["data"].get("check"):
-            tables.append(_data_check(report["data"]["check"]))
+    if report["data_check"]:
+        tables.append(_data_check(report["data_check"]))
     if report["training"]:
         tables.append(_training(report["recipe"], report["training"]))
     if report["files"]:
@@ -84,10 +83,8 @@ def _data(data: Mapping[str, Any]) -> Table:
     return Table("Data", columns, rows)
 
 
-def _data_check(counts: Mapping[str, int]) -> Table:
-    """What `edgeft data check` counted in the prepared set, errors first."""
-    found = sorted(counts.items(), key=lambda item: ("EWI".find(item[0][0]), item[0]))
-    rows: list[tuple[str, ...]] = [(code, count(n), CODES[code].title if code in CODES else "-") for code, n in found]
+def _data_check(check: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[tuple[str, ...]] = [(found["code"], count(found["count"]), found["what"]) for found in check]
     return Table("Data check", ("code", ">count", "what"), rows, ["File and line of each: check.html of stage data"])
 
 
