@@ -15,6 +15,7 @@ from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
 from edgeft.sections import Train, TrainStage
 from edgeft.stages._classifier import read_labels, watch_validation, write_evaluation
+from edgeft.stages._economy import economize
 from edgeft.stages._tasks import Setting, Task, make_task
 from edgeft.training import checkpoint
 from edgeft.training.adapters import attach_lora, nf4_config, save_adapter
@@ -86,6 +87,7 @@ def _train_language_model(recipe: Recipe, section: Train, base: Path, data: Arti
     trained = model if section.method == "full" else attach_lora(model, section.lora)
     n_trained = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     log.say(f"{section.method}: {n_trained:,} trained parameters")
+    economize(model, trained, section, log)
     canary = canary_tokens(load_tokenizer(data.path / "tokenizer"), CANARY_LENGTH)
     measured = {"canary_perplexity_before": _perplexity(model, trained, canary)}
     phases = section.phases()
