@@ -11,15 +11,18 @@ import torch.nn.functional as F
 
 from edgeft.training.batches import Batch
 
-CHUNK = 1024  # positions whose logits exist at once: at V = 4,096 a chunk of float32 logits is 16 MiB
+LOGIT_BYTES = 32 << 20  # of float32 logits that exist at once: about what a processor's cache holds
+CHUNK = 1024  # positions of a chunk at most
+LEAST_ROWS = 64  # and at least: fewer would read the head too often
+HEAD_ROWS = 256  # at least, when the head trains
 OUTPUT_SCALERS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def next_token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     """Cross-entropy in nats, summed over the batch's loss tokens; a scalar in float32.
 
-    The language-model head runs only where a token carries loss, and never over more than `CHUNK`
-    positions at once: neither (N, V) nor (L, V) logits exist.
+    The language-model head runs only where a token carries loss, and never over more than
+    `LOGIT_BYTES` of them at once: neither (N, V) nor (L, V) logits exist.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs: dict[str, Any] = {
@@ -35,6 +38,12 @@ def next_token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
         return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
     hidden = base.get_decoder()(**inputs).last_hidden_state[0, batch.loss_positions]  # (L, D)
     return ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, batch.labels)
+
+
+def chunk_rows(vocabulary: int, *, head_trains: bool) -> int:
+    """Positions whose logits are computed at once over `vocabulary` V; more where each chunk adds to the whole
+    gradient (V, D) of the head."""
+    return min(CHUNK, max(HEAD_ROWS if head_trains else LEAST_ROWS, LOGIT_BYTES // (4 * vocabulary)))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -58,13 +67,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(h) if hidden.requires_grad else None
             grad_weight = torch.zeros_like(w, dtype=torch.float32) if weight.requires_grad else None
             grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and bias.requires_grad else None
-            for at in range(0, len(labels), CHUNK):
-                part = slice(at, at + CHUNK)
+            size = chunk_rows(len(w), head_trains=grad_weight is not None)
+            for at in range(0, len(labels), size):
+                part = slice(at, at + size)
                 logits = F.linear(h[part], w, None if bias is None else bias.to(dtype)).float()  # (C, V)
                 rows = torch.arange(len(logits), device=hidden.device)
-                log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-                total += (log_z[:, 0] - logits[rows, labels[part]]).sum()
-                grad = logits.sub_(log_z).exp_()  # the softmax, in place
+                grad = torch.softmax(logits, dim=-1)
+                # log Z from the largest logit, whose probability is exp(largest − log Z): no second pass of exp.
+                log_z = logits.amax(-1) - grad.amax(-1).log()
+                total += (log_z - logits[rows, labels[part]]).sum()
                 grad[rows, labels[part]] -= 1.0
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet, pack
-from edgeft.training.losses import ChunkedCrossEntropy, next_token_loss_sum
+from edgeft.training.losses import ChunkedCrossEntropy, chunk_rows, next_token_loss_sum
 
 
 @pytest.mark.parametrize("n", [1, 1023, 1024, 2500])
@@ -31,6 +31,31 @@ def test_chunked_cross_entropy_equals_float64(n: int, with_bias: bool) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for g, w in zip(got, wanted, strict=True):
         assert torch.linalg.norm(g.double() - w) <= 1e-5 * torch.linalg.norm(w)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "head_trains", "rows"),
+    [(4_096, False, 1024), (49_152, False, 170), (151_936, False, 64), (151_936, True, 256), (100, True, 1024)],
+)
+def test_chunks_hold_a_bounded_number_of_logits(vocabulary: int, head_trains: bool, rows: int) -> None:
+    assert chunk_rows(vocabulary, head_trains=head_trains) == rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_gets_no_gradient_and_hidden_the_same(dtype: torch.dtype) -> None:
+    """Oracle: torch's cross-entropy in float64 on the rounded inputs; bfloat16 within its rounding."""
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 16).to(dtype).requires_grad_()
+    weight, labels = torch.randn(50, 16).to(dtype), torch.randint(0, 50, (300,))
+    exact = hidden.detach().double().requires_grad_()
+    wanted = F.cross_entropy(exact @ weight.double().t(), labels, reduction="sum")
+    wanted.backward()
+    loss = ChunkedCrossEntropy.apply(hidden, weight, None, labels)
+    loss.backward()
+    within = 1e-5 if dtype == torch.float32 else 0.02
+    assert loss.item() == pytest.approx(wanted.item(), rel=within / 10)
+    assert weight.grad is None
+    assert torch.linalg.norm(hidden.grad.double() - exact.grad) <= within * torch.linalg.norm(exact.grad)
 
 
 def _tiny(**kwargs: object) -> LlamaForCausalLM:
