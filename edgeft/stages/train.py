@@ -24,6 +24,7 @@ from edgeft.training.automatic import choose_hyperparameters
 from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.encoders import (
     attach_classifier_lora,
+    check_fits,
     classification_loss_sum,
     load_classifier,
     save_classifier,
@@ -138,8 +139,11 @@ def _train_classifier(recipe: Recipe, section: Train, base: Path, data: Artifact
     n_trained = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     log.say(f"{section.method}: {n_trained:,} trained parameters, {len(labels)} labels")
     validation = LabelSet.load(data.file("tokens-validation.npz"))
+    examples = LabelSet.load(data.file("tokens-train.npz"))
+    for split in (examples, validation, LabelSet.load(data.file("tokens-test.npz"))):
+        check_fits(model, split, base)
     task = Task(
-        LabelSet.load(data.file("tokens-train.npz")),
+        examples,
         validation if len(validation) else None,
         classification_loss_sum,
         [watch_validation(data, labels, _autocast(section))] if len(validation) else [],
