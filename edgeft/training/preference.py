@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from edgeft.artifact import writing
 from edgeft.console import Log, silent_log
 from edgeft.errors import ModelError
-from edgeft.training.losses import CHUNK, OUTPUT_SCALERS
+from edgeft.training.losses import OUTPUT_SCALERS, chunk_rows
 from edgeft.training.pairs import PairBatch, PairSet
 
 LossSum = Callable[[Any, PairBatch], torch.Tensor]
@@ -126,7 +126,7 @@ def answer_log_probs(model: Any, batch: PairBatch) -> tuple[torch.Tensor, torch.
     """Log-probability of each answer, summed over its tokens (B, 2) float64, and how many these are (B, 2).
 
     Sums are in float64: hundreds of tokens of some nats each leave float32 no room for the small difference to
-    the reference. The head runs at scored positions only, at most `CHUNK` at once.
+    the reference. The head runs at scored positions only, at most `losses.chunk_rows` at once.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     batch = batch.to(base.get_input_embeddings().weight.device)
@@ -170,8 +170,9 @@ class ChunkedLogProbs(torch.autograd.Function):
             b = None if bias is None else bias.to(dtype)
             rows = torch.empty_like(h) if hidden.requires_grad and not head_trains else None
             result = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-            for at in range(0, len(labels), CHUNK):
-                part = slice(at, at + CHUNK)
+            chunk = chunk_rows(len(w), head_trains=head_trains)
+            for at in range(0, len(labels), chunk):
+                part = slice(at, at + chunk)
                 result[part], grad = _log_probs_and_logit_gradient(h[part], w, b, labels[part], rows is not None)
                 if rows is not None and grad is not None:
                     rows[part] = grad.to(dtype) @ w
@@ -190,8 +191,9 @@ class ChunkedLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(w, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(b, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        for at in range(0, len(labels), CHUNK):
-            part = slice(at, at + CHUNK)
+        chunk = chunk_rows(len(w), head_trains=True)
+        for at in range(0, len(labels), chunk):
+            part = slice(at, at + chunk)
             grad = _log_probs_and_logit_gradient(h[part], w, b, labels[part], True)[1] * scale[part]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
