@@ -175,7 +175,7 @@ def _train(job: _Job) -> Estimate:
     full = section.method == "full"
     trained = shape.n_params if full else _adapter_params(job)
     weight_bytes = 0.5 if section.method == "qlora" else 4 if full else DTYPE_BYTES[section.torch_dtype]
-    micro = section.batch_tokens
+    micro = min(section.batch_tokens, section.micro_batch_tokens)
     activations = micro * shape.hidden_size * shape.num_hidden_layers * SAVED_PER_TOKEN_AND_LAYER * 4
     logits = min(micro, 2048) * shape.vocab_size * 4 * 2
     ram = TORCH_BYTES + shape.n_params * weight_bytes + trained * 16 + activations + logits

@@ -191,6 +191,8 @@ class Train(Section):
     """Passes over the training examples."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in one optimizer step."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens of one forward and backward pass, which memory grows with; gradients add up to the whole batch."""
     torch_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type the weights are held and multiplied in."""
     save_steps: int = Field(50, ge=1)

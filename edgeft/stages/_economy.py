@@ -30,8 +30,9 @@ def economize(model: PreTrainedModel, trained: torch.nn.Module, section: Train, 
         fused = fusion.fused > 0 and not fusion.kept
         log.say(fusion.describe())
     shape = model_shape(trained, DTYPES[section.torch_dtype], rank=section.lora.r if adapters else 0, fused=fused)
-    tokens = max(phase.batch_tokens or section.batch_tokens for phase in section.phases())
-    layers = shape.layers if section.gradient_checkpointing == "always" else 0
+    tokens = min(section.micro_batch_tokens, max(p.batch_tokens or section.batch_tokens for p in section.phases()))
+    # The last layer's activations are needed at once: recomputing it would save nothing.
+    layers = shape.layers - 1 if section.gradient_checkpointing == "always" else 0
     if section.gradient_checkpointing == "auto":
         budget = memory_budget(section.memory_budget, model)
         choice = choose_checkpointing(shape, tokens, budget)

@@ -94,7 +94,7 @@ def _dpo(setting: Setting) -> Task:
                 setting.trained,
                 part,
                 setting.folder / "checkpoint",
-                micro_batch_tokens=setting.phase.batch_tokens or 0,
+                micro_batch_tokens=setting.section.micro_batch_tokens,
                 name=f"reference-{name}.npz",
                 autocast=setting.autocast,
                 log=setting.log,
@@ -119,7 +119,7 @@ def _preferences(setting: Setting, held_out: PairSet) -> Watch:
             held_out,
             "dpo" if objective == "dpo" else "orpo",
             beta,
-            micro_batch_tokens=setting.phase.batch_tokens or 0,
+            micro_batch_tokens=setting.section.micro_batch_tokens,
             autocast=setting.autocast,
         )
         return {name: measured[name] for name in ("preference_accuracy", "reward_margin")}

@@ -228,7 +228,7 @@ def _loop_config(section: Train, phase: TrainStage, steps: int, task: Task) -> L
         lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm or float("inf"),
-        micro_batch_tokens=phase.batch_tokens or section.batch_tokens,
+        micro_batch_tokens=section.micro_batch_tokens,
         save_steps=section.save_steps,
         eval_steps=section.eval_steps or max(1, round(steps / epochs)),
         autocast=_autocast(section),

@@ -108,8 +108,8 @@ def unpacked_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def choose_kernel(device: str, dtype: torch.dtype, dropout: float) -> Kernel:
-    """`plain` on a CPU: at every length tried (16 … 2,048, D = 64) blocked matrix products beat torch's flash
-    kernel, forward and backward; `varlen` on CUDA in half precision; `sdpa` for the rest, and for dropout."""
+    """`plain` on a CPU, where blocked matrix products took half the time of torch's flash kernel at 300 tokens and
+    heads of 64; `varlen` on CUDA in half precision; `sdpa` for the rest, and for dropout."""
     if dropout > 0.0:
         return "sdpa"
     if device == "cpu":

@@ -3,8 +3,7 @@
 Shapes: n examples, T tokens of one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from edgeft.training.attention import unpacked_attention
 from edgeft.training.batches import Examples, TokenSet
 from edgeft.training.generation import find_stop_ids, generate_greedily
 from edgeft.training.loop import LoopConfig, mean_loss
@@ -71,22 +71,11 @@ class TaskEvaluation:
         if not self.prompts:
             return {}
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with plain_attention(inner):
+        with unpacked_attention(inner):
             answers = generate_greedily(
                 inner, self.prompts, stop_ids=find_stop_ids(self.tokenizer, inner), max_new_tokens=self.limits
             )
         return self.score([_text(self.tokenizer, ids) for ids in answers], self.references)
-
-
-@contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Inside the block `model` attends to padded batches with a cache, whatever it does in training."""
-    training: str = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(training)
 
 
 def canary_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenSet:
