@@ -37,11 +37,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a task is made in: the training section, the phase, the model (`whole`, and as it trains), where the
-    phase keeps its files, and the type of the products (None: that of the weights)."""
+    """What a task is made in: the training section and the phase, the hash of the base, the prepared data, the model
+    (`whole`, and as it trains), where the phase keeps its files, and the type of the products (None: that of the
+    weights)."""
 
     section: Train
     phase: TrainStage
+    base_sha256: str
     data: Artifact
     whole: PreTrainedModel
     trained: Any
@@ -96,6 +98,7 @@ def _dpo(setting: Setting) -> Task:
                 setting.folder / "checkpoint",
                 micro_batch_tokens=setting.section.micro_batch_tokens,
                 name=f"reference-{name}.npz",
+                key=setting.base_sha256,
                 autocast=setting.autocast,
                 log=setting.log,
             )

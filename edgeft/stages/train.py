@@ -95,7 +95,7 @@ def _train_language_model(recipe: Recipe, section: Train, base: Path, data: Arti
     results = []
     for number, phase in enumerate(phases, 1):
         folder = out if len(phases) == 1 else out / "checkpoint" / f"{number}-{phase.objective}"
-        setting = Setting(section, phase, data, model, trained, folder, _autocast(section), log)
+        setting = Setting(section, phase, base_sha256(base), data, model, trained, folder, _autocast(section), log)
         results.append(_run_phase(recipe, setting, last=number == len(phases)))
     if len(phases) > 1:
         _join_logs(out, [out / "checkpoint" / f"{n}-{p.objective}" for n, p in enumerate(phases, 1)])
