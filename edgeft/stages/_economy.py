@@ -8,14 +8,10 @@ from transformers import PreTrainedModel
 
 from edgeft.console import Log
 from edgeft.sections import Train
-from edgeft.training.activation_checkpointing import (
-    apply_checkpointing,
-    choose_checkpointing,
-    memory_budget,
-    model_shape,
-)
+from edgeft.training.activation_checkpointing import apply_checkpointing, memory_budget, model_shape
 from edgeft.training.fused_lora import fuse_lora
 from edgeft.training.models import DTYPES
+from edgeft.training_memory import choose_checkpointing
 
 
 def economize(model: PreTrainedModel, trained: torch.nn.Module, section: Train, log: Log) -> None:

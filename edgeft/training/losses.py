@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from edgeft.training.batches import Batch
+from edgeft.training_memory import LOGIT_BYTES
 
-LOGIT_BYTES = 32 << 20  # of float32 logits that exist at once: about what a processor's cache holds
 CHUNK = 1024  # positions of a chunk at most
 LEAST_ROWS = 64  # and at least: fewer would read the head too often
 HEAD_ROWS = 256  # at least, when the head trains

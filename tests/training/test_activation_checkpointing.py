@@ -7,17 +7,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import ModelError, RecipeError
-from edgeft.training.activation_checkpointing import (
-    ModelShape,
-    apply_checkpointing,
-    choose_checkpointing,
-    memory_budget,
-    model_shape,
-    parse_memory,
-    predict_peak,
-)
+from edgeft.training.activation_checkpointing import apply_checkpointing, memory_budget, model_shape
 from edgeft.training.fused_lora import fuse_lora
 from edgeft.training.losses import next_token_loss_sum
+from edgeft.training_memory import ModelShape, choose_checkpointing, parse_memory, predict_peak
 from tests.training.test_fused_lora import SHAPE, _batch, _distance, _gradients, _model
 
 SMOLLM2 = ModelShape(
