@@ -9,7 +9,10 @@ from edgeft.console import silent_log
 from edgeft.errors import ModelError
 from edgeft.pipeline import inspect, run
 from edgeft.plan import STAGES
-from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, estimate, read_shape
+from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, estimate, read_shape
+from edgeft.preflight.machine import CACHE_BYTES, decode_seconds
+from edgeft.preflight.training import CHECKPOINT_BYTES_PER_S, TrainingCost, trained_parameters, training_cost
+from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
 from edgeft.sections import Ftype
 from edgeft.store import Store
@@ -66,7 +69,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, content: str | None) -> None:
     [
         ("train.num_train_epochs=200", "train", "minutes", 2.0),
         ("train.method=full", "train", "disk_bytes", 1.5),
-        ("train.batch_tokens=81920", "train", "ram_bytes", 1.5),
+        ("train={batch_tokens: 81920, micro_batch_tokens: 81920}", "train", "ram_bytes", 1.5),
         ("bench.latency.repetitions=5000", "bench", "minutes", 10.0),
     ],
 )
@@ -110,3 +113,145 @@ def test_the_guess_is_replaced_by_the_count(folder: Path, tmp_path: Path) -> Non
 def test_every_stage_and_every_type_has_a_cost() -> None:
     assert set(COSTS) == set(STAGES) - {"pretrain"}
     assert set(BITS_PER_WEIGHT) == set(Ftype.__args__)
+
+
+# Two layers of width 64, inner 128, four heads of 16 (two for keys and values): the worked example.
+LAYER = {
+    "q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64), "gate": (128, 64), "up": (128, 64), "down": (64, 128),
+}  # fmt: skip
+MATRICES = {f"layers.{n}.{name}": sides for n in (0, 1) for name, sides in LAYER.items()}
+LINEAR = 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 128 * 64)  # 73,728
+HEAD = 100 * 64
+SHAPE = Shape(LINEAR + HEAD, 64, 2, 100, 128, 4, 2, 16, MATRICES, {"model.embed_tokens.weight": HEAD})
+TOKENS = Tokens(
+    10_000, 0, 0.0, validation=1_000, validation_examples=50, answer=10, loss_share=0.5,
+    text=40_000, pairs=20_000, pairs_validation=2_000,
+)  # fmt: skip
+CANARY = 4 * 2000 * (LINEAR + HEAD)
+
+
+def built(**train: object) -> Recipe:
+    given = {"method": "full", "num_train_epochs": 2, "batch_tokens": 1000, "memory_budget": "100GB", **train}
+    data = dict.fromkeys(("train", "validation", "test", "text", "preference"), "-")
+    return Recipe.build({"name": "demo", "data": data, "train": given}, Path())
+
+
+@pytest.fixture
+def at_one_flop_per_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are then FLOP."""
+    monkeypatch.setattr("edgeft.preflight.training.train_flops_per_s", lambda width, dtype, threads: 1.0)
+
+
+def cost(tokens: Tokens | None = TOKENS, **train: object) -> TrainingCost:
+    return training_cost(built(**train), SHAPE, tokens)
+
+
+LORA = 4 * (2 * (128 + 96 + 96 + 128 + 3 * 192))  # r = 4: 8,192 numbers
+
+
+@pytest.mark.usefixtures("at_one_flop_per_s")
+@pytest.mark.parametrize(
+    ("train", "flop"),
+    [
+        # 2 epochs of 10,000 tokens, 6 FLOP a weight, the head for one token in two; two evaluations of 1,000 tokens.
+        ({}, 20_000 * 6 * (LINEAR + HEAD / 2) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2)),
+        (
+            {"method": "lora", "lora": {"r": 4}},
+            20_000 * (4 * (LINEAR + HEAD / 2) + 6 * LORA) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2),
+        ),
+        # The first of the two layers runs forward twice.
+        (
+            {"gradient_checkpointing": "always"},
+            20_000 * (6 * (LINEAR + HEAD / 2) + LINEAR) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2),
+        ),
+        # Every token of the documents carries loss; nothing is watched.
+        ({"objective": "text"}, 80_000 * 6 * (LINEAR + HEAD)),
+        # 40 steps, watched every 10: four times; pairs are passed twice, for the loss and for their order.
+        (
+            {"objective": "orpo", "eval_steps": 10},
+            40_000 * 6 * (LINEAR + HEAD / 2) + 4 * 4_000 * 2 * (LINEAR + HEAD / 2),
+        ),
+        # And once more under the reference.
+        (
+            {"objective": "dpo", "eval_steps": 10},
+            40_000 * 6 * (LINEAR + HEAD / 2) + (4 * 4_000 + 22_000) * 2 * (LINEAR + HEAD / 2),
+        ),
+        ({"objective": "classification"}, 20_000 * 6 * LINEAR + 2 * 1_000 * 2 * LINEAR - CANARY),
+        (
+            {"stages": [{"objective": "text", "num_train_epochs": 1}, {"objective": "sft"}]},
+            40_000 * 6 * (LINEAR + HEAD) + 20_000 * 6 * (LINEAR + HEAD / 2) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2),
+        ),
+    ],
+)  # fmt: skip
+def test_flop_by_hand(train: dict[str, object], flop: float) -> None:
+    assert cost(**train, save_steps=10_000).seconds == pytest.approx(flop + CANARY, rel=1e-9)
+
+
+def test_memory_by_hand() -> None:
+    """Float32, 1,000 tokens: kept 4 (2·64 + 12·16 + 2·128 + 7·4) a layer, worked in 4 (3·128 + 4·64)."""
+    given = {"method": "lora", "lora": {"r": 4}}
+    fixed = 450_000_000 + 4 * (LINEAR + HEAD) + 16 * LORA + 3 * 2**25
+    whole = fixed + 1000 * (2 * 4 * 604 + 4 * 640)
+    assert cost(**given).peak_bytes == whole
+    tight = cost(**given, memory_budget=str(whole - 1))
+    assert (tight.recomputed, tight.peak_bytes) == (1, fixed + 1000 * (4 * 604 + 4 * 64 + 4 * 640))
+    assert tight.seconds is not None
+    assert tight.seconds > (cost(**given).seconds or 0)
+    # In NF4 a frozen weight of the linear layers takes 0.516 bytes.
+    nf4 = cost(method="qlora", lora={"r": 4})
+    assert whole - nf4.peak_bytes == pytest.approx(LINEAR * (4 - 0.516), abs=1)
+
+
+def test_disk_by_hand() -> None:
+    """A trained number takes 12 bytes in each of three states, 4 in each of three best ones, 155 a logged step."""
+    n = LINEAR + HEAD
+    plain = cost(save_steps=5)
+    assert (plain.kept_bytes, plain.working_bytes) == (4 * n + 20 * 155, 36 * n)
+    assert cost(save_steps=10).working_bytes == 24 * n  # saved twice in 20 steps
+    assert cost(save_steps=100).working_bytes == 0
+    assert cost(save_steps=5, metric_for_best_model="eval_loss").working_bytes == 48 * n
+    two = cost(save_steps=5, stages=[{"objective": "text"}, {"objective": "sft"}])
+    assert two.working_bytes == (36 + 24 + 4) * n
+    adapters = cost(method="lora", lora={"r": 4}, save_steps=100)
+    assert adapters.kept_bytes == 4 * LORA + 20 * 155
+    saved, unsaved = cost(save_steps=5).seconds, cost(save_steps=100).seconds
+    assert saved is not None
+    assert unsaved is not None
+    assert saved - unsaved == pytest.approx(4 * 12 * n / CHECKPOINT_BYTES_PER_S, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        ({"eval_examples": 50}, {}),
+        ({"eval_examples": 50, "eval_steps": 2}, {"eval_examples": 50}),
+        ({"num_threads": 1}, {"num_threads": 2}),
+        ({"num_train_epochs": 3}, {}),
+        ({"method": "lora", "lora": {"r": 64}}, {"method": "lora", "lora": {"r": 4}}),
+    ],
+)
+def test_more_work_takes_longer(more: dict[str, object], less: dict[str, object]) -> None:
+    assert (cost(**more).seconds or 0) > (cost(**less).seconds or 0) > 0
+
+
+def test_unknown_stays_unknown() -> None:
+    assert cost(None).seconds is None
+    assert cost(hyperparameters="auto").seconds is None  # epochs and batch are chosen from the prepared data
+
+
+@pytest.mark.parametrize("chosen", [{}, {"use_dora": True}, {"target_modules": ["q", "down"]}])
+def test_trained_parameters_are_pefts(chosen: dict[str, object]) -> None:
+    nn = pytest.importorskip("torch.nn")
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential()
+    for name, (outputs, inputs) in LAYER.items():
+        model.add_module(name, nn.Linear(inputs, outputs, bias=False))
+    config = peft.LoraConfig(r=4, **{"target_modules": list(LAYER), **chosen})
+    wanted = peft.get_peft_model(model, config).get_nb_trainable_parameters()[0]
+    shape = Shape(0, 64, 1, 100, matrices={f"layers.0.{name}": sides for name, sides in LAYER.items()})
+    assert trained_parameters(built(method="lora", lora={"r": 4, **chosen}), shape) == wanted
+
+
+def test_weights_beyond_the_cache_are_read_slower() -> None:
+    inside, beyond = decode_seconds(CACHE_BYTES), decode_seconds(2 * CACHE_BYTES)
+    assert beyond - inside > 4 * (inside - decode_seconds(0))

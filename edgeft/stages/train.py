@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from edgeft.artifact import Artifact, write_atomic
+from edgeft.bench.host import peak_rss_bytes
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
@@ -62,6 +63,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         "tokens": float(result.tokens),
         "seconds": result.seconds,
         "trained_parameters": float(n_trained),
+        "peak_rss_bytes": float(peak_rss_bytes()),
         **result.metrics,
         **measured,
     }
