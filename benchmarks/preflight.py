@@ -20,7 +20,8 @@ from edgeft.artifact import Artifact, read_artifact
 from edgeft.bench.host import describe_host
 from edgeft.pipeline import State
 from edgeft.plan import Planned, steps_of
-from edgeft.preflight import estimate
+from edgeft.preflight import estimate, estimate_training
+from edgeft.preflight.tokens import read_tokens
 from edgeft.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,13 +34,13 @@ def main() -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "preflight.json")
     args = parser.parse_args()
-    rows = [row for folder in args.runs for row in compare(folder)]
+    rows = [{"number": at} | row for at, folder in enumerate(args.runs, 1) for row in compare(folder)]
     result = {"host": describe_host() | {"load_now": os.getloadavg()}, "rows": rows}
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{'run':16} {'stage':9} {'what':11} {'predicted':>11} {'happened':>11} {'ratio':>6}")
+    print(f"{'no.':3} {'run':16} {'stage':9} {'what':11} {'predicted':>11} {'happened':>11} {'ratio':>6}")
     for row in rows:
-        name, predicted, happened = row["run"], row["predicted"], row["happened"]
-        print(f"{name:16} {row['stage']:9} {row['what']:11} {predicted:11.4g} {happened:11.4g} {row['ratio']:6.2f}")
+        values = f"{row['predicted']:11.4g} {row['happened']:11.4g} {row['ratio']:6.2f}"
+        print(f"{row['number']:<3} {row['run']:16} {row['stage']:9} {row['what']:11} {values}")
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
@@ -55,7 +56,10 @@ def compare(folder: Path) -> list[dict[str, Any]]:
             row = {"run": folder.name, "stage": stage, "what": what, "predicted": predicted, "happened": happened}
             rows.append(row | {"ratio": predicted / happened})
 
-    for stage, cost in estimate(recipe, states).items():
+    costs = estimate(recipe, states)
+    # Without the imports: `seconds` of the stage's metrics does not have them either.
+    costs["train"] = estimate_training(recipe, read_tokens(artifacts["data"]))
+    for stage, cost in costs.items():
         if stage not in artifacts:
             continue
         artifact = artifacts[stage]

@@ -225,7 +225,6 @@ def test_disk_by_hand() -> None:
     [
         ({"eval_examples": 50}, {}),
         ({"eval_examples": 50, "eval_steps": 2}, {"eval_examples": 50}),
-        ({"num_threads": 1}, {"num_threads": 2}),
         ({"num_train_epochs": 3}, {}),
         ({"method": "lora", "lora": {"r": 64}}, {"method": "lora", "lora": {"r": 4}}),
     ],

@@ -1,16 +1,19 @@
 """How fast this machine multiplies, from what /proc/cpuinfo says; nothing is run to find out.
 
-Measured on two cores of an AMD EPYC with AVX-512 and its bfloat16 products, torch 2.13, FLOP counted as in `training`:
+Measured on two cores of an AMD EPYC with AVX-512 and its bfloat16 products, torch 2.13, other jobs beside most of the
+runs; FLOP counted as in `training`:
 
-| what | width | GFLOP/s a core |
-|---|---|---|
-| fine-tuning 135 M parameters with fused adapters, bfloat16, one thread (470 tokens/s) | 576 | 238 |
-| fine-tuning nano in full, bfloat16, two threads (7,550 tokens/s) | 256 | 147 |
-| fine-tuning nano with adapters, bfloat16, two threads (7,840 tokens/s) | 256 | 135 |
-| fine-tuning 135 M parameters with adapters, float32, one thread (160 tokens/s) | 576 | 81 |
-| fine-tuning stories260K in full, float32, one core free (22,600 tokens/s) | 64 | 31 |
+| what | threads | width | GFLOP/s |
+|---|---|---|---|
+| fine-tuning 135 M parameters with fused adapters, bfloat16 (470 tokens/s) | 1 | 576 | 238 |
+| fine-tuning nano with fused adapters, bfloat16 (6,230 tokens/s) | 1 | 256 | 214 |
+| the same (7,840 tokens/s) | 2 | 256 | 270 |
+| fine-tuning nano in full, bfloat16 (7,550 tokens/s) | 2 | 256 | 294 |
+| fine-tuning 135 M parameters with adapters, float32 (160 tokens/s) | 1 | 576 | 81 |
+| fine-tuning stories260K in full, float32 (20,500 tokens/s) | 1 | 64 | 28 |
 
-Between them the rate is peak · width / (width + half), which takes the small layers' overhead for a share of the time.
+Between them the rate of one thread is peak · width / (width + half), which takes the overhead of small layers for a
+share of the time, and of the work the share width / (width + SERIAL_WIDTH) is spread over the threads (Amdahl 1967).
 """
 
 import os
@@ -18,8 +21,9 @@ import re
 from functools import cache
 from pathlib import Path
 
-PEAK = {"bfloat16": 530e9, "float32": 103e9}  # FLOP/s a core, of endlessly wide layers
-HALF_WIDTH = {"bfloat16": 700, "float32": 155}  # hidden size at which half of it is reached
+PEAK = {"bfloat16": 261e9, "float32": 103e9}  # FLOP/s of one thread, of endlessly wide layers
+HALF_WIDTH = {"bfloat16": 57, "float32": 155}  # hidden size at which half of it is reached
+SERIAL_WIDTH = 300
 NARROW = 0.5  # without AVX-512 a vector is half as wide
 EMULATED = 0.7  # of the float32 rate, where bfloat16 has no instruction of its own: estimated, not measured
 PROMPT_FLOPS_PER_S = 7e10  # a core, llama.cpp reading a prompt
@@ -35,7 +39,8 @@ def train_flops_per_s(width: int, dtype: str, threads: int) -> float:
     rate = PEAK[kind] * width / (width + HALF_WIDTH[kind]) * (EMULATED if kind != dtype else 1.0)
     if known and not features & {"avx512f", "asimd"}:
         rate *= NARROW
-    return rate * threads
+    parallel = width / (width + SERIAL_WIDTH)
+    return rate / (1 - parallel + parallel / threads)
 
 
 def n_threads(wanted: int | None) -> int:
