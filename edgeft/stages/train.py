@@ -169,7 +169,11 @@ def _loop(
     log.say(f"{phase.objective}: {len(task.examples):,} examples, {len(plan)} steps")
     parameters = recipe.train.model_dump(mode="json", exclude_unset=True)
     with open_reporters(
-        section.report_to, folder=folder, run_name=recipe.name, log=log, parameters=parameters
+        section.report_to,
+        folder=folder,
+        run_name=f"{phase.objective}, seed {recipe.seed}",
+        log=log,
+        parameters=parameters,
     ) as reporters:
         return train_loop(
             trained,
