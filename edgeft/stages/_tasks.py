@@ -16,7 +16,7 @@ from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Examples, TokenSet
 from edgeft.training.loop import LossSum, Watch
 from edgeft.training.losses import next_token_loss_sum
-from edgeft.training.models import load_tokenizer
+from edgeft.training.models import base_sha256, load_tokenizer
 from edgeft.training.pair_attention import use_pair_attention
 from edgeft.training.pairs import PairSet
 from edgeft.training.preference import dpo_loss_sum, orpo_loss_sum, preference_metrics, reference_log_probs
@@ -37,13 +37,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a task is made in: the training section and the phase, the hash of the base, the prepared data, the model
+    """What a task is made in: the training section and the phase, the base's folder, the prepared data, the model
     (`whole`, and as it trains), where the phase keeps its files, and the type of the products (None: that of the
     weights)."""
 
     section: Train
     phase: TrainStage
-    base_sha256: str
+    base: Path
     data: Artifact
     whole: PreTrainedModel
     trained: Any
@@ -90,6 +90,7 @@ def _orpo(setting: Setting) -> Task:
 
 def _dpo(setting: Setting) -> Task:
     use_pair_attention(setting.whole)
+    key = base_sha256(setting.base)
     pairs, held_out = (
         part.with_reference(
             reference_log_probs(
@@ -98,7 +99,7 @@ def _dpo(setting: Setting) -> Task:
                 setting.folder / "checkpoint",
                 micro_batch_tokens=setting.section.micro_batch_tokens,
                 name=f"reference-{name}.npz",
-                key=setting.base_sha256,
+                key=key,
                 autocast=setting.autocast,
                 log=setting.log,
             )

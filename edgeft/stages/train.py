@@ -94,13 +94,15 @@ def _train_language_model(recipe: Recipe, section: Train, base: Path, data: Arti
     canary = canary_tokens(load_tokenizer(data.path / "tokenizer"), CANARY_LENGTH)
     measured = {"canary_perplexity_before": _perplexity(model, trained, canary)}
     phases = section.phases()
+    folders = [out / "checkpoint" / f"{number}-{phase.objective}" for number, phase in enumerate(phases, 1)]
+    if len(phases) == 1:
+        folders = [out]
     results = []
-    for number, phase in enumerate(phases, 1):
-        folder = out if len(phases) == 1 else out / "checkpoint" / f"{number}-{phase.objective}"
-        setting = Setting(section, phase, base_sha256(base), data, model, trained, folder, _autocast(section), log)
+    for number, (phase, folder) in enumerate(zip(phases, folders, strict=True), 1):
+        setting = Setting(section, phase, base, data, model, trained, folder, _autocast(section), log)
         results.append(_run_phase(recipe, setting, last=number == len(phases)))
     if len(phases) > 1:
-        _join_logs(out, [out / "checkpoint" / f"{n}-{p.objective}" for n, p in enumerate(phases, 1)])
+        _join_logs(out, folders)
     measured["canary_perplexity_after"] = _perplexity(model, trained, canary)
     log.say("perplexity of general English: {:.1f} before, {:.1f} after".format(*measured.values()))
     if isinstance(trained, PeftModel):
