@@ -38,13 +38,8 @@ def attach_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     _check_combination(lora, quantized)
     _check_modules(model, lora, quantized)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
+    config = lora_config(
+        lora,
         init_lora_weights="pissa" if lora.init_lora_weights == "pissa" else True,
         modules_to_save=list(lora.modules_to_save) or None,
         ensure_weight_tying=bool(_tied_names(model) & _saved_names(model, lora)),
@@ -68,6 +63,19 @@ def attach_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     if lora.init_lora_weights == "loftq":
         _start_as_quantization_error(attached, Path(str(model.name_or_path)))
     return attached
+
+
+def lora_config(lora: Lora, **options: Any) -> LoraConfig:
+    """peft's config of the recipe's adapter; `options` are what depends on the model and its task."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        **options,
+    )
 
 
 def nf4_config(dtype: str) -> BitsAndBytesConfig:

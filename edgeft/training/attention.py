@@ -9,7 +9,7 @@ right, where a causal mask hides it from every real token. Which kernel does it 
 matrix products (`training.plain_attention`), faster there than torch's flash kernel; on CUDA torch's varlen flash.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,13 +86,21 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
     Raises ModelError for an architecture that does not go through transformers' attention interface.
     """
-    AttentionInterface.register(NAME, _packed_attention)
+    use_attention(model, NAME, _packed_attention, "train it")
+
+
+def use_attention(model: PreTrainedModel, name: str, function: Callable[..., Any], what: str) -> None:
+    """Register `function` with transformers under `name` and make `model` attend by it.
+
+    Raises ModelError, which says `what` needs another class, where the model has no such interface.
+    """
+    AttentionInterface.register(name, function)
     try:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(name)
     except (ValueError, KeyError) as error:
         raise ModelError(
             f"{type(model).__name__} does not take a custom attention function ({error}); "
-            "train it with a model class that uses transformers' AttentionInterface"
+            f"{what} with a model class that uses transformers' AttentionInterface"
         ) from error
 
 

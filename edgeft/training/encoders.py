@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -25,6 +25,7 @@ from transformers import (
 
 from edgeft.errors import ModelError
 from edgeft.sections import Lora
+from edgeft.training.adapters import lora_config
 from edgeft.training.labels import UNKNOWN, LabelBatch, LabelSet
 from edgeft.training.models import DTYPES, check_model_folder
 
@@ -87,16 +88,8 @@ def attach_classifier_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
 
     Raises ModelError when `target_modules` names nothing in the model.
     """
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        modules_to_save=sorted({*_head_modules(model), *lora.modules_to_save}),
-        task_type="SEQ_CLS",
-    )
+    saved = sorted({*_head_modules(model), *lora.modules_to_save})
+    config = lora_config(lora, modules_to_save=saved, task_type="SEQ_CLS")
     try:
         return get_peft_model(model, config)
     except ValueError as error:

@@ -31,13 +31,22 @@ def next_token_loss_sum(model: Any, batch: Batch) -> torch.Tensor:
         "use_cache": False,
         "sequence_groups": batch.groups,
     }
-    head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or any(getattr(base.config, name, None) for name in OUTPUT_SCALERS):
-        # The head is adapted, or the architecture transforms its logits: let the model do it.
+    head = separate_head(base)
+    if head is None:
         logits = model(**inputs, logits_to_keep=batch.loss_positions).logits[0]  # (L, V)
         return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
     hidden = base.get_decoder()(**inputs).last_hidden_state[0, batch.loss_positions]  # (L, D)
     return ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, batch.labels)
+
+
+def separate_head(base: Any) -> torch.nn.Linear | None:
+    """The language-model head, where its product with the hidden states is all there is to the logits.
+
+    None where the head is adapted or the architecture transforms its logits: the model has to compute them.
+    """
+    head = base.get_output_embeddings()
+    transformed = any(getattr(base.config, name, None) for name in OUTPUT_SCALERS)
+    return head if type(head) is torch.nn.Linear and not transformed else None
 
 
 def chunk_rows(vocabulary: int, *, head_trains: bool) -> int:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edgeft.errors import ModelError
+from edgeft.training.attention import use_attention
 
 NAME = "edgeft_pairs"
 GROWTH = 4 / 3  # sequences share a group when their lengths differ by less than about this factor
@@ -90,14 +91,7 @@ def use_pair_attention(model: PreTrainedModel) -> None:
 
     Raises ModelError for an architecture that does not go through transformers' attention interface.
     """
-    AttentionInterface.register(NAME, _pair_attention)
-    try:
-        model.set_attn_implementation(NAME)
-    except (ValueError, KeyError) as error:
-        raise ModelError(
-            f"{type(model).__name__} does not take a custom attention function ({error}); "
-            "train preferences with a model class that uses transformers' AttentionInterface"
-        ) from error
+    use_attention(model, NAME, _pair_attention, "train preferences")
 
 
 def _pair_attention(

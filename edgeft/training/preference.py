@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from edgeft.artifact import writing
 from edgeft.console import Log, silent_log
 from edgeft.errors import ModelError
-from edgeft.training.losses import OUTPUT_SCALERS, chunk_rows
+from edgeft.training.losses import chunk_rows, separate_head
 from edgeft.training.pairs import PairBatch, PairSet
 
 LossSum = Callable[[Any, PairBatch], torch.Tensor]
@@ -136,9 +136,8 @@ def answer_log_probs(model: Any, batch: PairBatch) -> tuple[torch.Tensor, torch.
         "use_cache": False,
         "pair_groups": batch.groups,
     }
-    head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or any(getattr(base.config, name, None) for name in OUTPUT_SCALERS):
-        # The head is adapted, or the architecture transforms its logits: let the model do it.
+    head = separate_head(base)
+    if head is None:
         logits = model(**inputs, logits_to_keep=batch.loss_positions).logits[0]  # (L, V)
         tokens = -F.cross_entropy(logits.float(), batch.labels, reduction="none")
     else:
