@@ -23,26 +23,16 @@ Contenders:
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from peers import RESULT, SHAPES, by_contender, measure, medians_and_ratios, take_turns
+
 HERE = Path(__file__).resolve().parent
-SHAPES = {
-    "smollm2-135m": {
-        "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "intermediate_size": 1536, "vocab_size": 49_152,
-    },
-    "tiny": {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "vocab_size": 512,
-    },
-}  # fmt: skip
+OPTIONS = ("shape", "steps", "batch", "threads", "micro_batch_tokens")
 CONTENDERS = ("trl", "trl-fp32", "trl-best", "edgeft", "edgeft-bf16")
 LENGTHS = {"prompt": (160, 0.6, 32, 512), "answer": (64, 0.6, 8, 256)}
 BETA, LEARNING_RATE, SEED = 0.1, 1e-4, 7
@@ -194,48 +184,13 @@ def child(arguments: argparse.Namespace) -> None:
         result = run(arguments, pairs, Path(folder))
     tokens = sum(len(ids) for pair in pairs for ids in pair.values())
     result |= {"tokens_per_s": tokens / result["seconds"], "peak_rss_mb": peak_rss_bytes() / 1e6}
-    print("RESULT " + json.dumps(result))
-
-
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run in a fresh process."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(arguments.threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])),
-    }
-    if name.startswith("trl") and arguments.peer_path:
-        environment["PYTHONPATH"] += os.pathsep + str(arguments.peer_path)
-    command = [sys.executable, __file__, "--run", name, "--shape", arguments.shape]
-    for option in ("steps", "batch", "threads", "micro_batch_tokens"):
-        command += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
-    load = os.getloadavg()[0]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if line is None:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return {"contender": name, "load_before": round(load, 2)} | json.loads(line.removeprefix("RESULT "))
+    print(RESULT + json.dumps(result))
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of each contender, the ratios, and the largest relative difference of the losses in float32."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        by_name.setdefault(run["contender"], []).append(run)
-    table = {
-        name: {key: statistics.median(run[key] for run in some) for key in ("seconds", "tokens_per_s", "peak_rss_mb")}
-        for name, some in by_name.items()
-    }
-    ratios = {
-        f"{ours} vs {peer}": {
-            "speed": table[peer]["seconds"] / table[ours]["seconds"],
-            "peak_rss": table[ours]["peak_rss_mb"] / table[peer]["peak_rss_mb"],
-        }
-        for ours in table
-        if ours.startswith("edgeft")
-        for peer in table
-        if peer.startswith("trl")
-    }
-    result: dict[str, Any] = {"median": table, "ratios": ratios}
+    """Medians, ratios, and the largest relative difference of the losses in float32."""
+    result = medians_and_ratios(runs, ("seconds", "tokens_per_s", "peak_rss_mb"), {"speed": "tokens_per_s"})
+    by_name = by_contender(runs)
     if "edgeft" in by_name and "trl-fp32" in by_name:
         ours, theirs = by_name["edgeft"][0]["losses"], by_name["trl-fp32"][0]["losses"]
         result["loss_difference"] = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
@@ -258,20 +213,18 @@ def main() -> None:
     if arguments.run:
         child(arguments)
         return
-    from edgeft.bench.host import describe_host
-
     out = arguments.out or HERE / "results" / ("dpo_vs_trl.json" if arguments.shape != "tiny" else "dpo_tiny.json")
-    settings = {
-        name: getattr(arguments, name) for name in ("shape", "steps", "batch", "threads", "micro_batch_tokens")
-    } | {"beta": BETA, "learning_rate": LEARNING_RATE, "lengths": LENGTHS, "peer": "trl 1.16.0"}
-    runs: list[dict[str, Any]] = []
-    for _ in range(arguments.repeats):
-        for name in arguments.contenders:
-            runs.append(measure(name, arguments))
-            print(json.dumps(runs[-1]), flush=True)
-            result = {"host": describe_host(), "settings": settings, **compare(runs), "runs": runs}
-            out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(compare(runs)["ratios"], indent=2))
+    settings = {name: getattr(arguments, name) for name in OPTIONS} | {
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "lengths": LENGTHS,
+        "peer": "trl 1.16.0",
+    }
+
+    def run(name: str) -> dict[str, Any]:
+        return measure(__file__, name, arguments, OPTIONS)
+
+    take_turns(arguments.contenders, arguments.repeats, run, compare, settings, out)
 
 
 if __name__ == "__main__":

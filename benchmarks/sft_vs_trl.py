@@ -26,31 +26,16 @@ Contenders:
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from peers import RESULT, SHAPES, measure, medians_and_ratios, take_turns
+
 HERE = Path(__file__).resolve().parent
-SHAPES = {
-    "smollm2-135m": {
-        "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "intermediate_size": 1536, "vocab_size": 49_152,
-    },
-    "qwen2.5-0.5b": {
-        "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-        "intermediate_size": 4864, "vocab_size": 151_936,
-    },
-    "tiny": {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "vocab_size": 512,
-    },
-}  # fmt: skip
+OPTIONS = ("shape", "steps", "threads", "micro_batch_tokens")
 CONTENDERS = ("trl", "trl-fp32", "trl-best", "edgeft", "edgeft-fp32", "edgeft-recompute")
 DEFAULT = ("trl", "trl-best", "edgeft")
 LENGTH = {"median": 180, "sigma": 0.8, "least": 16, "most": 1024}
@@ -203,6 +188,8 @@ def gemm_rate(dtype: Any) -> float:
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
+    from edgeft.bench.host import peak_rss_bytes
+
     torch.set_num_threads(arguments.threads)
     examples = make_examples(arguments.steps * BATCH, SHAPES[arguments.shape]["vocab_size"])
     run = run_trl if arguments.run.startswith("trl") else run_edgeft
@@ -214,52 +201,15 @@ def child(arguments: argparse.Namespace) -> None:
         "loss_tokens": sum(label != -100 for e in examples for label in e["labels"]),
         "tokens_per_s": tokens / result["seconds"],
         "cpu_tokens_per_s": tokens / result["cpu_seconds"],
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "peak_rss_mb": peak_rss_bytes() / 1e6,
     }
-    print("RESULT " + json.dumps(result))
-
-
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run in a fresh process."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(arguments.threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])),
-    }
-    if name.startswith("trl") and arguments.peer_path:
-        environment["PYTHONPATH"] += os.pathsep + str(arguments.peer_path)
-    command = [sys.executable, __file__, "--run", name, "--shape", arguments.shape]
-    for option in ("steps", "threads", "micro_batch_tokens"):
-        command += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
-    load = os.getloadavg()[0]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if line is None:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return {"contender": name, "load_before": round(load, 2)} | json.loads(line.removeprefix("RESULT "))
+    print(RESULT + json.dumps(result))
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of each contender and the ratios of ours to the peers'."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        by_name.setdefault(run["contender"], []).append(run)
     kept = ("seconds", "tokens_per_s", "cpu_tokens_per_s", "peak_rss_mb", "gemm_share")
-    table = {
-        name: {key: statistics.median(run[key] for run in some) for key in kept if key in some[0]}
-        for name, some in by_name.items()
-    }
-    ratios = {
-        f"{ours} vs {peer}": {
-            "speed": table[ours]["tokens_per_s"] / table[peer]["tokens_per_s"],
-            "cpu_speed": table[ours]["cpu_tokens_per_s"] / table[peer]["cpu_tokens_per_s"],
-            "peak_rss": table[ours]["peak_rss_mb"] / table[peer]["peak_rss_mb"],
-        }
-        for ours in table
-        if ours.startswith("edgeft")
-        for peer in table
-        if peer.startswith("trl")
-    }
-    return {"median": table, "ratios": ratios}
+    return medians_and_ratios(runs, kept, {"speed": "tokens_per_s", "cpu_speed": "cpu_tokens_per_s"})
 
 
 def main() -> None:
@@ -277,19 +227,14 @@ def main() -> None:
     if arguments.run:
         child(arguments)
         return
-    from edgeft.bench.host import describe_host
-
     out = arguments.out or HERE / "results" / f"sft_vs_trl_{arguments.shape}.json"
-    settings = {name: getattr(arguments, name) for name in ("shape", "steps", "threads", "micro_batch_tokens")}
+    settings = {name: getattr(arguments, name) for name in OPTIONS}
     settings |= {"batch": BATCH, "learning_rate": LEARNING_RATE, "length": LENGTH, "peer": "trl 1.16.0"}
-    runs: list[dict[str, Any]] = []
-    for _ in range(arguments.rounds):
-        for name in arguments.contenders:
-            runs.append(measure(name, arguments))
-            print(json.dumps(runs[-1]), flush=True)
-            result = {"host": describe_host(), "settings": settings, **compare(runs), "runs": runs}
-            out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(compare(runs)["ratios"], indent=2))
+
+    def run(name: str) -> dict[str, Any]:
+        return measure(__file__, name, arguments, OPTIONS)
+
+    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, out)
 
 
 if __name__ == "__main__":
