@@ -4,6 +4,7 @@ Names are the upstream ones (peft `LoraConfig`, transformers `TrainingArguments`
 wherever one exists. The docstring under a key says what it means and in which unit.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -159,6 +160,17 @@ class TrainStage(Section):
     """Strength of the preference loss."""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A TrainStage in which nothing is left to be inherited."""
+
+    objective: Objective
+    learning_rate: float
+    num_train_epochs: float
+    batch_tokens: int
+    beta: float
+
+
 class Train(Section):
     """Fine-tuning (names of transformers `TrainingArguments` and of TRL's configs where one exists)."""
 
@@ -230,12 +242,12 @@ class Train(Section):
     adam_epsilon: float = Field(1e-8, gt=0.0)
     """AdamW's epsilon."""
 
-    def phases(self) -> list[TrainStage]:
+    def phases(self) -> list[Phase]:
         """The trainings to do, in order, with every value filled in."""
         names = ("learning_rate", "num_train_epochs", "batch_tokens", "beta")
         own = {name: getattr(self, name) for name in names}
         return [
-            stage.model_copy(update={name: own[name] for name in names if getattr(stage, name) is None})
+            Phase(stage.objective, **(own | stage.model_dump(include=set(names), exclude_none=True)))
             for stage in self.stages or [TrainStage(objective=self.objective)]
         ]
 

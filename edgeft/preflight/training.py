@@ -13,7 +13,7 @@ from edgeft.preflight.machine import n_threads, train_flops_per_s
 from edgeft.preflight.shape import Shape
 from edgeft.preflight.tokens import Tokens
 from edgeft.recipe import Recipe
-from edgeft.sections import Lora, TrainStage
+from edgeft.sections import Lora, Phase
 from edgeft.training_memory import (
     LOGIT_BYTES,
     ModelShape,
@@ -105,7 +105,7 @@ def _memory(recipe: Recipe, shape: Shape, trained: int) -> tuple[float, int]:
         rank=0 if full else section.lora.r,
         fused=section.fused_lora and not full and not classifies and not section.lora.use_dora,
     )
-    micro = min(section.micro_batch_tokens, max(p.batch_tokens or section.batch_tokens for p in section.phases()))
+    micro = min(section.micro_batch_tokens, max(p.batch_tokens for p in section.phases()))
     if classifies:  # it recomputes nothing and has no head over the vocabulary
         return predict_peak(model, micro, 0) - 3 * LOGIT_BYTES, 0
     if section.gradient_checkpointing == "auto":
@@ -141,13 +141,13 @@ class _Phase:
     seconds: float = 0.0
 
 
-def _phase(recipe: Recipe, shape: Shape, phase: TrainStage, tokens: Tokens | None, recomputed: int) -> _Phase:
+def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, recomputed: int) -> _Phase:
     """One training: its epochs, its evaluations and, for dpo, the reference's pass over all pairs."""
     if tokens is None:
         return _Phase()
     section, data = recipe.train, _of_objective(tokens, phase.objective)
-    epochs = phase.num_train_epochs or section.num_train_epochs
-    steps = epochs * data.train / (phase.batch_tokens or section.batch_tokens)
+    epochs = phase.num_train_epochs
+    steps = epochs * data.train / phase.batch_tokens
     forward = 2 * (shape.linear + data.loss_share * (shape.head if phase.objective != "classification" else 0))
     passes = 2 if phase.objective in ("dpo", "orpo") else 1  # the loss, and the share of pairs in the right order
     evaluations = _evaluations(section.eval_steps, steps, epochs)

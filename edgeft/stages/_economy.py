@@ -26,7 +26,7 @@ def economize(model: PreTrainedModel, trained: torch.nn.Module, section: Train, 
         fused = fusion.fused > 0 and not fusion.kept
         log.say(fusion.describe())
     shape = model_shape(trained, DTYPES[section.torch_dtype], rank=section.lora.r if adapters else 0, fused=fused)
-    tokens = min(section.micro_batch_tokens, max(p.batch_tokens or section.batch_tokens for p in section.phases()))
+    tokens = min(section.micro_batch_tokens, max(p.batch_tokens for p in section.phases()))
     # The last layer's activations are needed at once: recomputing it would save nothing.
     layers = shape.layers - 1 if section.gradient_checkpointing == "always" else 0
     if section.gradient_checkpointing == "auto":

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from edgeft.artifact import Artifact
 from edgeft.bench.metrics import score_texts
 from edgeft.console import Log
-from edgeft.sections import Train, TrainStage
+from edgeft.sections import Phase, Train
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Examples, TokenSet
 from edgeft.training.loop import LossSum, Watch
@@ -42,7 +42,7 @@ class Setting:
     weights)."""
 
     section: Train
-    phase: TrainStage
+    phase: Phase
     base: Path
     data: Artifact
     whole: PreTrainedModel
@@ -85,7 +85,7 @@ def _text(setting: Setting) -> Task:
 def _orpo(setting: Setting) -> Task:
     use_pair_attention(setting.whole)
     pairs, held_out = _pairs(setting.data)
-    return Task(pairs, held_out, orpo_loss_sum(setting.phase.beta or 0.0), [_preferences(setting, held_out)])
+    return Task(pairs, held_out, orpo_loss_sum(setting.phase.beta), [_preferences(setting, held_out)])
 
 
 def _dpo(setting: Setting) -> Task:
@@ -106,7 +106,7 @@ def _dpo(setting: Setting) -> Task:
         )
         for name, part in zip(("train", "validation"), _pairs(setting.data), strict=True)
     )
-    return Task(pairs, held_out, dpo_loss_sum(setting.phase.beta or 0.0), [_preferences(setting, held_out)])
+    return Task(pairs, held_out, dpo_loss_sum(setting.phase.beta), [_preferences(setting, held_out)])
 
 
 def _pairs(data: Artifact) -> tuple[PairSet, PairSet]:
@@ -115,7 +115,7 @@ def _pairs(data: Artifact) -> tuple[PairSet, PairSet]:
 
 def _preferences(setting: Setting, held_out: PairSet) -> Watch:
     """Accuracy and margin on the held-out pairs."""
-    objective, beta = setting.phase.objective, setting.phase.beta or 0.0
+    objective, beta = setting.phase.objective, setting.phase.beta
 
     def measure(model: Any) -> Mapping[str, float]:
         measured = preference_metrics(

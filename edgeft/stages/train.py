@@ -14,7 +14,7 @@ from edgeft.bench.host import peak_rss_bytes
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
-from edgeft.sections import Train, TrainStage
+from edgeft.sections import Phase, Train
 from edgeft.stages._classifier import read_labels, watch_validation, write_evaluation
 from edgeft.stages._economy import economize
 from edgeft.stages._tasks import Setting, Task, make_task
@@ -160,12 +160,12 @@ def _train_classifier(recipe: Recipe, section: Train, base: Path, data: Artifact
 
 
 def _loop(
-    recipe: Recipe, section: Train, phase: TrainStage, trained: torch.nn.Module, task: Task, folder: Path, log: Log
+    recipe: Recipe, section: Train, phase: Phase, trained: torch.nn.Module, task: Task, folder: Path, log: Log
 ) -> LoopResult:
     plan = plan_epochs(
         task.examples.lengths,
-        batch_tokens=phase.batch_tokens or section.batch_tokens,
-        epochs=phase.num_train_epochs or section.num_train_epochs,
+        batch_tokens=phase.batch_tokens,
+        epochs=phase.num_train_epochs,
         seed=recipe.seed,
     )
     log.say(f"{phase.objective}: {len(task.examples):,} examples, {len(plan)} steps")
@@ -227,12 +227,12 @@ def _load(base: Path, section: Train, largest_id: int) -> PreTrainedModel:
     return model
 
 
-def _loop_config(section: Train, phase: TrainStage, steps: int, task: Task) -> LoopConfig:
+def _loop_config(section: Train, phase: Phase, steps: int, task: Task) -> LoopConfig:
     best = section.metric_for_best_model
     judged = phase.objective in ("sft", "classification") or (best == "eval_loss" and task.validation is not None)
-    epochs = phase.num_train_epochs or section.num_train_epochs
+    epochs = phase.num_train_epochs
     return LoopConfig(
-        learning_rate=phase.learning_rate or section.learning_rate,
+        learning_rate=phase.learning_rate,
         lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm or float("inf"),
