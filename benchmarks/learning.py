@@ -1,12 +1,12 @@
-"""Is the learning real? Test accuracy of three recipes over seeds: mean and standard deviation.
+"""Is the learning real? Test accuracy of four recipes over seeds: mean and standard deviation.
 
     python benchmarks/learning.py [--task NAME ...] [--seeds 1 2 3] [--workdir runs] [--out FILE]
 
 Each (task, seed) is one `edgeft run` of the recipe with that seed and nothing else changed. The figure is on
 the whole official test split, which no choice in the recipe was made on:
 
-- snips-intent, banking77   the shipped GGUF file, greedy, in llama.cpp (metrics of the stage `bench`)
-- banking77-minilm          the trained encoder in torch (metrics of the stage `train`)
+- snips-intent, snips-intent-nano, banking77: the shipped GGUF file, greedy, in llama.cpp (stage `bench`)
+- banking77-minilm: the trained encoder in torch (stage `train`)
 
 Results join those in the output file, so that tasks and seeds can be run one at a time. Runs of an older
 recipe, seen by the hash of its file, are left out of the mean.
@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {  # task -> (stage the figure is from, its metric, what else of that run is kept)
     "snips-intent": ("bench", "label_accuracy", ("size_bytes",)),
+    "snips-intent-nano": ("bench", "label_accuracy", ("size_bytes",)),
     "banking77": ("bench", "label_accuracy", ("macro_f1", "size_bytes")),
     "banking77-minilm": ("train", "test_label_accuracy", ("test_macro_f1", "label_accuracy")),
 }
