@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "cli": (LIGHT_CLI, {"click", "yaml"}),
     "data": ({"artifact", "console", "errors", "extras", "recipe", "sections"}, DATA),
     "training": ({"artifact", "console", "data", "errors", "recipe", "sections", "training_memory"}, TORCH),
-    "export": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
+    "quant": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "torch", "transformers"}),
+    "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
     "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
     "stages": (
         {
