@@ -21,7 +21,7 @@ ORIGINAL = llama.ARCHITECTURE
 def unpermuted(config: dict[str, Any]) -> list[TensorRule]:
     """Query and key rows in transformers' order."""
     rules = [dataclasses.replace(rule, change=lambda tensor: tensor) for rule in llama.tensors(config)]
-    return [r for r in rules if r.source]
+    return [rule for rule in rules if rule.sources]
 
 
 def without_biases(config: dict[str, Any]) -> list[TensorRule]:
@@ -29,13 +29,13 @@ def without_biases(config: dict[str, Any]) -> list[TensorRule]:
 
 
 def other_theta(config: dict[str, Any]) -> dict[str, Any]:
-    return llama.hyperparameters(config) | {"llama.rope.freq_base": 500000.0}
+    return llama.hyperparameters(config) | {"rope.freq_base": 500000.0}
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "unpermuted q/k": dataclasses.replace(ORIGINAL, tensors=unpermuted),
     "wrong rope theta": dataclasses.replace(ORIGINAL, hyperparameters=other_theta),
-    "dropped bias": dataclasses.replace(ORIGINAL, tensors=without_biases, ignored=("v_proj.bias",)),
+    "dropped bias": dataclasses.replace(ORIGINAL, tensors=without_biases, ignored=("*.v_proj.bias",)),
 }
 
 

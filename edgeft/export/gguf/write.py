@@ -14,7 +14,8 @@ from edgeft.artifact import writing
 from edgeft.console import Log
 from edgeft.errors import ModelError, UsageError
 from edgeft.export.folder import Checkpoint, open_checkpoint, read_folder
-from edgeft.export.gguf.architectures import Architecture, Metadata, TensorRule, architecture_of
+from edgeft.export.gguf.architectures import Architecture, Metadata, TensorRule
+from edgeft.export.gguf.architectures.layout import lay_out
 from edgeft.export.gguf.verify import verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
 
@@ -59,46 +60,21 @@ def write_gguf(
     if ftype not in WRITTEN_FTYPES:
         raise UsageError(f"ftype {ftype}: a model folder can be written as {', '.join(WRITTEN_FTYPES)}")
     folder = read_folder(model_dir)
-    architecture = architecture or architecture_of(folder.config, model_dir)
-    checkpoint = open_checkpoint(model_dir)
+    layout = lay_out(folder, open_checkpoint(model_dir), architecture)
     kind, file_type = WRITTEN_FTYPES[ftype]
-    plan = _plan(architecture, folder.config, checkpoint, kind)
+    plan = [_Planned(rule, GGMLQuantizationType.F32 if len(rule.shape) < 2 else kind) for rule in layout.rules]
     metadata: Metadata = {
         "general.type": "model",
         "general.name": name,
         "general.file_type": int(file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         **{f"edgeft.{key}": value for key, value in sorted(provenance.items())},
-        **architecture.hyperparameters(folder.config),
-        **vocabulary_metadata(folder, folder.config["vocab_size"]),
+        **layout.hyperparameters,
+        **vocabulary_metadata(folder, layout.n_vocab),
     }
     with writing(out) as temporary:
-        _write(temporary, architecture.name, metadata, checkpoint, plan, log)
+        _write(temporary, layout.architecture, metadata, layout.checkpoint, plan, log)
         verify_vocabulary(temporary, folder, texts)
-
-
-def _plan(
-    architecture: Architecture, config: dict[str, Any], checkpoint: Checkpoint, kind: GGMLQuantizationType
-) -> list[_Planned]:
-    """Every tensor of the file with its type. Raises ModelError unless all of the checkpoint is used."""
-    rules = list(architecture.tensors(config))
-    for rule in rules:
-        stored = checkpoint.tensors.get(rule.source or "")
-        if rule.source is None:
-            continue
-        if stored is None:
-            raise ModelError(f"{checkpoint.path}: the tensor {rule.source} is missing from the weights")
-        if stored.shape != rule.shape:
-            raise ModelError(f"{stored.file}: {rule.source} has shape {stored.shape}; config.json says {rule.shape}")
-    left = set(checkpoint.tensors) - {rule.source for rule in rules} - {"lm_head.weight"}
-    left = {name for name in left if not name.endswith(architecture.ignored or ())}
-    if left:
-        raise ModelError(
-            f"{checkpoint.path}: by config.json {len(left)} tensors have no place in a {architecture.name} "
-            f"file: {', '.join(sorted(left)[:5])}"
-        )
-    f32 = GGMLQuantizationType.F32
-    return [_Planned(rule, f32 if len(rule.shape) < 2 else kind) for rule in rules]
 
 
 def _write(path: Path, name: str, metadata: Metadata, checkpoint: Checkpoint, plan: list[_Planned], log: Log) -> None:
@@ -135,20 +111,25 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:
-        item = {int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}[type(value[0])]
+        item = {
+            bool: GGUFValueType.BOOL,
+            int: GGUFValueType.INT32,
+            float: GGUFValueType.FLOAT32,
+            str: GGUFValueType.STRING,
+        }[type(value[0])]
         writer.add_key_value(key, value, GGUFValueType.ARRAY, item)
 
 
 def _data(checkpoint: Checkpoint, planned: _Planned) -> np.ndarray:
     """The bytes of one tensor in its type."""
     rule = planned.rule
-    tensor = rule.change(np.empty(0) if rule.source is None else checkpoint.read(rule.source))
-    tensor = np.ascontiguousarray(tensor)
+    tensor = np.ascontiguousarray(rule.change(*map(checkpoint.read, rule.sources)))
     if planned.kind == GGMLQuantizationType.F16:
         largest = float(np.abs(tensor).max(initial=0.0))
         if largest > F16_MAX:
             raise ModelError(
-                f"{checkpoint.path}: {rule.source} holds {largest:g}, too large for F16; export BF16 instead"
+                f"{checkpoint.path}: {' + '.join(rule.sources)} holds {largest:g}, too large for F16; "
+                "export BF16 instead"
             )
         return tensor.astype(np.float16)
     if planned.kind == GGMLQuantizationType.BF16:

@@ -1,25 +1,37 @@
-"""What a GGUF file of each architecture holds: one module a model type, found through the table here."""
+"""What a GGUF file of each architecture holds: one module a `model_type`, named as config.json names it.
 
+`_decoder.py` and `_rope.py` and their like are what several of them share; a file without a leading underscore
+is an architecture, and adding one is adding its file (docs/architectures.md).
+"""
+
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import ModelError
-from edgeft.export.gguf.architectures import llama
-from edgeft.export.gguf.architectures.base import Architecture, Metadata, TensorRule
+from edgeft.export.gguf.architectures.base import Architecture, Config, Metadata, TensorRule
 
-__all__ = ["ARCHITECTURES", "Architecture", "Metadata", "TensorRule", "architecture_of"]
+__all__ = ["Architecture", "Config", "Metadata", "TensorRule", "architecture_of", "supported_model_types"]
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": llama.ARCHITECTURE}
-"""By `model_type` of config.json."""
+HOW_TO_ADD = "docs/architectures.md says how to add one"
 
 
 def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
     """The architecture of the `config.json` in `path`. Raises ModelError, listing those supported."""
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    supported = supported_model_types()
+    if model_type not in supported:
         classes = ", ".join(config.get("architectures") or ["no class named"])
         raise ModelError(
             f"{path}: the architecture {model_type!r} ({classes}) cannot be exported to GGUF; "
-            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+            f"supported: {', '.join(supported)}; {HOW_TO_ADD}"
         )
-    return ARCHITECTURES[model_type]
+    architecture: Architecture = importlib.import_module(f"{__name__}.{model_type}").ARCHITECTURE
+    return architecture
+
+
+def supported_model_types() -> list[str]:
+    """Every `model_type` with a module here, sorted; none of them is loaded."""
+    modules = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(name for name in modules - {"base", "layout"} if not name.startswith("_"))

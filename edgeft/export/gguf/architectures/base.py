@@ -1,13 +1,17 @@
 """The words an architecture's module is written in."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Metadata = dict[str, int | float | bool | str | list[str] | list[int] | list[float]]
-"""GGUF keys and values: int is written as uint32, float as float32, lists as arrays of int32 or float32."""
+Config = dict[str, Any]
+"""config.json, with `Architecture.defaults` filled in."""
+
+Metadata = dict[str, int | float | bool | str | list[str] | list[int] | list[float] | list[bool]]
+"""GGUF keys and values: int is written as uint32, float as float32, lists as arrays of int32, float32, …"""
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -15,30 +19,54 @@ def unchanged(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
+def no_keys(_: Path) -> Metadata:
+    """Nothing from other files of the folder."""
+    return {}
+
+
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor of the GGUF file: its name there, where it comes from and what is done to it.
+    """One tensor of the GGUF file: its name there, what it is made from and how.
 
-    `shape` is what config.json promises. `source` is the name in the checkpoint; without one, `change` makes
-    the tensor from an empty array.
+    `change(*tensors)` takes the tensors of the checkpoint called `sources` and gives one of `shape`, which is
+    what config.json promises; without sources it makes the tensor from nothing. `stored` are the shapes of the
+    sources where they are not `shape` as well.
     """
 
     name: str
-    source: str | None
+    sources: tuple[str, ...]
     shape: tuple[int, ...]
-    change: Callable[[np.ndarray], np.ndarray] = unchanged
+    change: Callable[..., np.ndarray] = unchanged
+    stored: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each source must have in the checkpoint."""
+        shapes = self.stored if self.stored is not None else (self.shape,) * len(self.sources)
+        return dict(zip(self.sources, shapes, strict=True))
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How one family of models is written.
 
-    `hyperparameters` and `tensors` read config.json; both raise ModelError for settings llama.cpp does not
-    have. `ignored` are endings of checkpoint tensors that are computed again at run time.
+    `hyperparameters` and `tensors` read config.json and raise ModelError for settings that llama.cpp's graph
+    does not have.
     """
 
     name: str
     """llama.cpp's name (`general.architecture`)."""
-    hyperparameters: Callable[[dict[str, Any]], Metadata]
-    tensors: Callable[[dict[str, Any]], Iterable[TensorRule]]
+    hyperparameters: Callable[[Config], Metadata]
+    """The keys that llama.cpp calls `<name>.…`, without that beginning."""
+    tensors: Callable[[Config], Iterable[TensorRule]]
+    """Every tensor of the file, in order."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What transformers takes for keys that config.json may leave out."""
+    section: str | None = None
+    """The key of config.json under which the text model is described; None: config.json itself."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Other beginnings of tensor names in checkpoints, each with the one `tensors` uses."""
     ignored: tuple[str, ...] = ()
+    """Tensors of the checkpoint (after `aliases`, `*` for anything) that the file does not hold."""
+    other_files: Callable[[Path], Metadata] = no_keys
+    """Keys read from other files of the model folder, named as those of `hyperparameters`."""

@@ -14,41 +14,41 @@ from edgeft.export.gguf.architectures.base import Architecture, Metadata, Tensor
 
 
 def hyperparameters(config: dict[str, Any]) -> Metadata:
-    """The `llama.*` keys. Raises ModelError for settings that llama.cpp's graph does not have."""
+    """The `llama.…` keys. Raises ModelError for settings that llama.cpp's graph does not have."""
     _check(config)
     rope = rope_parameters(config)
     head_dim = _head_dim(config)
     metadata: Metadata = {
-        "llama.vocab_size": config["vocab_size"],
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"],
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": config["num_attention_heads"],
-        "llama.attention.head_count_kv": _n_kv_heads(config),
-        "llama.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "llama.attention.key_length": head_dim,
-        "llama.attention.value_length": head_dim,
-        "llama.rope.dimension_count": head_dim,
-        "llama.rope.freq_base": float(rope["rope_theta"]),
+        "vocab_size": config["vocab_size"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": _n_kv_heads(config),
+        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": float(rope["rope_theta"]),
     }
     if rope["rope_type"] == "linear":
-        metadata["llama.rope.scaling.type"] = "linear"
-        metadata["llama.rope.scaling.factor"] = float(rope["factor"])
+        metadata["rope.scaling.type"] = "linear"
+        metadata["rope.scaling.factor"] = float(rope["factor"])
     return metadata
 
 
 def tensors(config: dict[str, Any]) -> Iterator[TensorRule]:
     """Every tensor of the file, in order."""
     n_vocab, width = config["vocab_size"], config["hidden_size"]
-    yield TensorRule("token_embd.weight", "model.embed_tokens.weight", (n_vocab, width))
-    yield TensorRule("output_norm.weight", "model.norm.weight", (width,))
+    yield TensorRule("token_embd.weight", ("model.embed_tokens.weight",), (n_vocab, width))
+    yield TensorRule("output_norm.weight", ("model.norm.weight",), (width,))
     if not config.get("tie_word_embeddings", False):
-        yield TensorRule("output.weight", "lm_head.weight", (n_vocab, width))
+        yield TensorRule("output.weight", ("lm_head.weight",), (n_vocab, width))
     rope = rope_parameters(config)
     if rope["rope_type"] == "llama3":
         factors = llama3_rope_factors(rope, _head_dim(config))
-        yield TensorRule("rope_freqs.weight", None, factors.shape, lambda _: factors)
+        yield TensorRule("rope_freqs.weight", (), factors.shape, lambda: factors)
     for layer in range(config["num_hidden_layers"]):
         yield from _block(config, layer)
 
@@ -60,8 +60,8 @@ def _block(config: dict[str, Any], layer: int) -> Iterator[TensorRule]:
     ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
     attention, mlp = config.get("attention_bias", False), config.get("mlp_bias", False)
 
-    yield TensorRule(f"{ours}.attn_norm.weight", f"{theirs}.input_layernorm.weight", (width,))
-    yield TensorRule(f"{ours}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (width,))
+    yield TensorRule(f"{ours}.attn_norm.weight", (f"{theirs}.input_layernorm.weight",), (width,))
+    yield TensorRule(f"{ours}.ffn_norm.weight", (f"{theirs}.post_attention_layernorm.weight",), (width,))
     for name, source, shape, bias, change in (
         ("attn_q", "self_attn.q_proj", (q_width, width), attention, interleaved(n_heads)),
         ("attn_k", "self_attn.k_proj", (kv_width, width), attention, interleaved(n_kv_heads)),
@@ -71,9 +71,9 @@ def _block(config: dict[str, Any], layer: int) -> Iterator[TensorRule]:
         ("ffn_up", "mlp.up_proj", (inner, width), mlp, unchanged),
         ("ffn_down", "mlp.down_proj", (width, inner), mlp, unchanged),
     ):
-        yield TensorRule(f"{ours}.{name}.weight", f"{theirs}.{source}.weight", shape, change)
+        yield TensorRule(f"{ours}.{name}.weight", (f"{theirs}.{source}.weight",), shape, change)
         if bias:
-            yield TensorRule(f"{ours}.{name}.bias", f"{theirs}.{source}.bias", shape[:1], change)
+            yield TensorRule(f"{ours}.{name}.bias", (f"{theirs}.{source}.bias",), shape[:1], change)
 
 
 def interleaved(n_heads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -119,7 +119,7 @@ ARCHITECTURE = Architecture(
     name="llama",
     hyperparameters=hyperparameters,
     tensors=tensors,
-    ignored=("rotary_emb.inv_freq",),
+    ignored=("*.rotary_emb.inv_freq", "lm_head.weight"),
 )
 
 

@@ -1,0 +1,91 @@
+"""From a model folder to the list of what its GGUF file holds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from edgeft.errors import ModelError
+from edgeft.export.folder import Checkpoint, ModelFolder, StoredTensor
+from edgeft.export.gguf.architectures import Architecture, Config, Metadata, TensorRule, architecture_of
+
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All of a GGUF file but its tokenizer."""
+
+    architecture: str
+    """llama.cpp's name (`general.architecture`)."""
+    hyperparameters: Metadata
+    """The `<architecture>.…` keys."""
+    rules: tuple[TensorRule, ...]
+    """The tensors in the file's order; their sources are names of `checkpoint`."""
+    checkpoint: Checkpoint
+    """The folder's weights under the names that `rules` uses."""
+    n_vocab: int
+    """Rows of the embedding."""
+
+
+def lay_out(folder: ModelFolder, checkpoint: Checkpoint, architecture: Architecture | None = None) -> Layout:
+    """What the GGUF file of `folder` holds; `architecture` replaces the one config.json names.
+
+    Raises ModelError for an unsupported architecture or setting, and unless the checkpoint has exactly the
+    tensors that config.json promises.
+    """
+    architecture = architecture or architecture_of(folder.config, folder.path)
+    config = _config(folder.config, architecture)
+    hyperparameters = architecture.hyperparameters(config) | architecture.other_files(folder.path)
+    rules = tuple(architecture.tensors(config))
+    checkpoint = replace(checkpoint, tensors=_renamed(checkpoint, architecture))
+    _check(rules, checkpoint, architecture)
+    return Layout(
+        architecture=architecture.name,
+        hyperparameters={f"{architecture.name}.{key}": value for key, value in hyperparameters.items()},
+        rules=rules,
+        checkpoint=checkpoint,
+        n_vocab=next(rule.shape[0] for rule in rules if rule.name == EMBEDDING),
+    )
+
+
+def _config(config: Config, architecture: Architecture) -> Config:
+    # Of the same class as `config`, which refuses an absent key in words a user can act on.
+    filled = type(config)(config if architecture.section is None else config[architecture.section])
+    for key, value in architecture.defaults.items():
+        filled.setdefault(key, value)
+    return filled
+
+
+def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, StoredTensor]:
+    """The tensors of the checkpoint, each under the name the architecture's rules use."""
+
+    def name_of(stored: str) -> str:
+        for alias, usual in architecture.aliases:
+            if stored.startswith(alias):
+                return usual + stored.removeprefix(alias)
+        return stored
+
+    return {name_of(name): tensor for name, tensor in checkpoint.tensors.items()}
+
+
+def _check(rules: Iterable[TensorRule], checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise ModelError unless the rules' sources are there in their shapes and nothing else is."""
+    used = set()
+    for rule in rules:
+        for source, shape in rule.stored_shapes.items():
+            stored = checkpoint.tensors.get(source)
+            if stored is None:
+                raise ModelError(f"{checkpoint.path}: the tensor {source} is missing from the weights")
+            if stored.shape != shape:
+                raise ModelError(f"{stored.file}: {source} has shape {stored.shape}; config.json says {shape}")
+            used.add(source)
+    left = [name for name in checkpoint.tensors if name not in used and not _ignored(name, architecture)]
+    if left:
+        raise ModelError(
+            f"{checkpoint.path}: by config.json {len(left)} tensors have no place in a {architecture.name} "
+            f"file: {', '.join(sorted(left)[:5])}"
+        )
+
+
+def _ignored(name: str, architecture: Architecture) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in architecture.ignored)
