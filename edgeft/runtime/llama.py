@@ -100,14 +100,17 @@ class LlamaModel(LlamaVocabulary):
             llama_cpp.llama_free(self._context)
         super().close()
 
-    def _new_context(self) -> Any:
+    def _context_params(self) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
+        return params
+
+    def _new_context(self) -> Any:
         with captured_log() as log:
-            context = llama_cpp.llama_init_from_model(self._model, params)
+            context = llama_cpp.llama_init_from_model(self._model, self._context_params())
         if not context:
             super().close()
             raise RuntimeFault(f"{self.path}: no context of {self.n_ctx} tokens: {log.reason}")
