@@ -41,7 +41,8 @@ class LlamaModel(LlamaVocabulary):
         n_parameters = llama_cpp.llama_model_n_params(self._model)
         self.n_threads = n_threads or max(1, min(_usable_cpus(), n_parameters // PARAMETERS_PER_THREAD))
         self._context = self._new_context()
-        self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
+        self._batch = _Batch(self._n_batch)
+        self._logits, self._logits_at = np.empty((0, self.n_vocab), np.float32), 0
         self._n_past = 0
         self._turn = 0
 
@@ -91,12 +92,12 @@ class LlamaModel(LlamaVocabulary):
         self._reset()
         piece = max(1, min(self._n_batch, SCORE_FLOATS // self.n_vocab))
         pieces = [ids[at : at + piece] for at in range(0, len(ids), piece)]
-        return np.concatenate([self._decode(tokens, len(tokens)) for tokens in pieces])
+        return np.concatenate([self._decode(tokens, len(tokens)).copy() for tokens in pieces])
 
     def close(self) -> None:
         """See `Model.close`; closing twice does no harm."""
         if self._model is not None:
-            llama_cpp.llama_batch_free(self._batch)
+            self._batch.free()
             llama_cpp.llama_free(self._context)
         super().close()
 
@@ -132,12 +133,11 @@ class LlamaModel(LlamaVocabulary):
             ids = [token]
 
     def _prefill(self, ids: list[int]) -> np.ndarray:
-        """Run `ids`; logits (1, V) after the last of them."""
-        logits = np.empty((0, self.n_vocab), np.float32)
-        for at in range(0, len(ids), self._n_batch):
-            piece = ids[at : at + self._n_batch]
-            logits = self._decode(piece, 1 if at + len(piece) == len(ids) else 0)
-        return logits
+        """Run `ids`; a view of the logits (1, V) after the last of them, as `_decode` gives it."""
+        last = (len(ids) - 1) // self._n_batch * self._n_batch
+        for at in range(0, last, self._n_batch):
+            self._decode(ids[at : at + self._n_batch], 0)
+        return self._decode(ids[last:], 1)
 
     def _reset(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
@@ -145,24 +145,28 @@ class LlamaModel(LlamaVocabulary):
         self._turn += 1
 
     def _decode(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
-        """Run at most n_batch tokens behind those already run; logits (n_logits, V) of the last of them."""
-        batch, n = self._batch, len(ids)
-        batch.n_tokens = n
-        for i, token in enumerate(ids):
-            batch.token[i] = token
-            batch.pos[i] = self._n_past + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = i >= n - n_logits
-        status = llama_cpp.llama_decode(self._context, batch)
+        """Run at most n_batch tokens behind those already run.
+
+        Returns the logits (n_logits, V) of the last of them: llama.cpp's own memory, good until the next call.
+        """
+        status = llama_cpp.llama_decode(self._context, self._batch.filled(ids, self._n_past, n_logits))
         if status != 0:
             why = FAILURES.get(status, f"internal failure {status}")
-            raise RuntimeFault(f"{self.path}: llama.cpp did not run {n} tokens: {why}")
-        self._n_past += n
-        if n_logits == 0:
-            return np.empty((0, self.n_vocab), np.float32)
-        pointer = ctypes.cast(llama_cpp.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(pointer, (n_logits, self.n_vocab)).copy()
+            raise RuntimeFault(f"{self.path}: llama.cpp did not run {len(ids)} tokens: {why}")
+        self._n_past += len(ids)
+        return self._outputs(n_logits)
+
+    def _outputs(self, n_rows: int) -> np.ndarray:
+        """The first rows (n_rows, V) of llama.cpp's logits.
+
+        The array over them is kept while they stay where they are: making it takes longer than picking a token.
+        """
+        if n_rows:
+            pointer = llama_cpp.llama_get_logits(self._context)
+            address = ctypes.addressof(pointer.contents)
+            if address != self._logits_at or n_rows > len(self._logits):
+                self._logits, self._logits_at = np.ctypeslib.as_array(pointer, (n_rows, self.n_vocab)), address
+        return self._logits[:n_rows]
 
     def _check_length(self, ids: Sequence[int]) -> None:
         self._check_open()
@@ -170,6 +174,34 @@ class LlamaModel(LlamaVocabulary):
             raise RuntimeFault("there are no tokens to run; the prompt is empty")
         if len(ids) > self.n_ctx:
             raise RuntimeFault(f"{len(ids)} tokens do not fit the context of {self.n_ctx}; shorten them")
+
+
+class _Batch:
+    """llama.cpp's batch of one sequence, its arrays (n_batch,) seen through numpy."""
+
+    def __init__(self, n_batch: int) -> None:
+        self._batch = batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        self._tokens = np.ctypeslib.as_array(batch.token, (n_batch,))
+        self._positions = np.ctypeslib.as_array(batch.pos, (n_batch,))
+        self._outputs = np.ctypeslib.as_array(batch.logits, (n_batch,))
+        self._counting = np.arange(n_batch, dtype=np.int32)
+        for i in range(n_batch):
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+
+    def filled(self, ids: Sequence[int], start: int, n_outputs: int) -> Any:
+        """The batch with `ids` at the positions from `start` on, logits wanted for the last `n_outputs`."""
+        n = len(ids)
+        self._batch.n_tokens = n
+        self._tokens[:n] = ids
+        self._positions[:n] = self._counting[:n] + start
+        self._outputs[: n - n_outputs] = 0
+        self._outputs[n - n_outputs : n] = 1
+        return self._batch
+
+    def free(self) -> None:
+        """Give the memory back; the arrays are gone with it."""
+        llama_cpp.llama_batch_free(self._batch)
 
 
 def _usable_cpus() -> int:
