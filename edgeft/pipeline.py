@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft.artifact import Artifact, write_atomic, write_refused
-from edgeft.console import Log
+from edgeft.console import Log, silent_log
 from edgeft.errors import EdgeftError, GateFailed, ParityFailed, UsageError
 from edgeft.extras import extra_needed
 from edgeft.plan import Planned, differences, plan
@@ -24,6 +24,7 @@ StageFunction = Callable[[Recipe, dict[str, Artifact], Path, Log], dict[str, flo
 
 FAILURE = "failure.txt"
 FULL_DISK_BYTES = 1 << 20
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,33 @@ def run(
             raise failed
         failure = failure or failed
     return Result(artifacts, tuple(made), failure)
+
+
+def assist(recipe: Recipe, store: Store, *, until: str | None = None, force: tuple[str, ...] = ()) -> None:
+    """Take part in what another process's `run` with the same arguments trains, as a worker beside it.
+
+    Waits for the artifacts training reads, trains with the others, and leaves every file to them. Whoever
+    started the workers (torchrun) ends this one when another fails. Returns at once where there is nothing to
+    train. Raises UsageError for a recipe without a stage that workers share.
+    """
+    steps = plan(recipe, store.hashes, until)
+    shared = next((planned for planned in steps if planned.step.distributed), None)
+    if shared is None:
+        raise UsageError(
+            f"recipe {recipe.name}: none of its stages is made by several workers; start it without torchrun"
+        )
+    forced = {*shared.step.reads, shared.stage} & set(force)
+    if not forced and isinstance(store.check(shared.stage, shared.key), Artifact):
+        return
+    inputs = {planned.stage: _awaited(planned, store) for planned in steps if planned.stage in shared.step.reads}
+    _call(recipe, shared, inputs, store.work_path(shared.stage, shared.key), silent_log(), None)
+
+
+def _awaited(planned: Planned, store: Store) -> Artifact:
+    """The artifact of a step another process is making."""
+    while not isinstance(found := store.check(planned.stage, planned.key), Artifact):
+        time.sleep(POLL_S)
+    return found
 
 
 def _make(

@@ -25,6 +25,7 @@ class Step:
     `files` the groups of input files (`_input_files`); `extra` the pip extra it needs; `packages` the
     distributions whose version can change the result. Raise `version` when the stage's own results change.
     `resumable`: its half-done work is kept for the next run. `stops`: a failed check here ends the run.
+    `distributed`: several workers can make it together.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class Step:
     version: int = 1
     resumable: bool = False
     stops: bool = True
+    distributed: bool = False
 
 
 # Recipe values that only say where a file is: its content counts instead, for the stages that read it.
@@ -50,7 +52,7 @@ DATA = Step(
 )  # fmt: skip
 TRAIN = Step(
     "train", ("data",), ("model", "train", "seed"), ("base",),
-    packages=(*TORCH, "peft", "bitsandbytes"), version=2, resumable=True,
+    packages=(*TORCH, "peft", "bitsandbytes"), version=2, resumable=True, distributed=True,
 )  # fmt: skip
 MERGE = Step(
     "merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",),

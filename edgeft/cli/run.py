@@ -1,6 +1,7 @@
 """`edgeft run RECIPE`: the whole road, or its dry run."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,16 @@ def run_recipe(
 ) -> None:
     """Run the recipe at `path` and print what came out. Raises GateFailed after printing."""
     from edgeft.console import terminal_log
-    from edgeft.pipeline import run
+    from edgeft.pipeline import assist, run
     from edgeft.quiet import quiet_libraries
     from edgeft.store import Store
 
     recipe = load_recipe(path, overrides)
     log = terminal_log()
     quiet_libraries()
+    if os.environ.get("RANK", "0") != "0":  # torchrun's word for the workers beside the first
+        assist(recipe, Store(workdir), until=until, force=force)
+        return
     result = run(recipe, Store(workdir), log, until=until, force=force)
     if not result.made:
         log.say("up to date")

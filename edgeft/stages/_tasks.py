@@ -14,6 +14,7 @@ from edgeft.console import Log
 from edgeft.sections import Phase, Train
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Examples, TokenSet
+from edgeft.training.distributed import Workers
 from edgeft.training.loop import LossSum, Watch
 from edgeft.training.losses import next_token_loss_sum
 from edgeft.training.models import base_sha256, load_tokenizer
@@ -38,8 +39,8 @@ class Task:
 @dataclass(frozen=True)
 class Setting:
     """What a task is made in: the training section and the phase, the base's folder, the prepared data, the model
-    (`whole`, and as it trains), where the phase keeps its files, and the type of the products (None: that of the
-    weights)."""
+    (`whole`, and as it trains), where the phase keeps its files, the type of the products (None: that of the
+    weights), and who trains with it."""
 
     section: Train
     phase: Phase
@@ -50,6 +51,7 @@ class Setting:
     folder: Path
     autocast: torch.dtype | None
     log: Log
+    workers: Workers
 
 
 def make_task(setting: Setting) -> Task:
@@ -91,6 +93,8 @@ def _orpo(setting: Setting) -> Task:
 def _dpo(setting: Setting) -> Task:
     use_pair_attention(setting.whole)
     key = base_sha256(setting.base)
+    if not setting.workers.writes:
+        setting.workers.wait()  # the first worker computes the reference, the others read it
     pairs, held_out = (
         part.with_reference(
             reference_log_probs(
@@ -106,6 +110,8 @@ def _dpo(setting: Setting) -> Task:
         )
         for name, part in zip(("train", "validation"), _pairs(setting.data), strict=True)
     )
+    if setting.workers.writes:
+        setting.workers.wait()
     return Task(pairs, held_out, dpo_loss_sum(setting.phase.beta), [_preferences(setting, held_out)])
 
 

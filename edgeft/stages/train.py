@@ -23,6 +23,7 @@ from edgeft.training.adapters import attach_lora, nf4_config, save_adapter
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.automatic import choose_hyperparameters
 from edgeft.training.batches import TokenSet, plan_epochs
+from edgeft.training.distributed import Workers, distributed
 from edgeft.training.encoders import (
     attach_classifier_lora,
     check_fits,
@@ -43,7 +44,15 @@ LARGEST_LOSS = 50.0  # nats; e^50 is as good as infinite, and fits a JSON number
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
-    """Write `adapter/` (peft) or `model/` (Hugging Face folder), log.jsonl and summary.json."""
+    """Write `adapter/` (peft) or `model/` (Hugging Face folder), log.jsonl and summary.json.
+
+    Under torchrun the workers share every batch; the first of them writes, the others return no metrics.
+    """
+    with distributed() as workers:
+        return _run(recipe, inputs, out, log, workers)
+
+
+def _run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log, workers: Workers) -> dict[str, float]:
     section = recipe.train
     if section is None:
         raise RecipeError(f"{recipe.name}: the recipe has no train section")
@@ -55,7 +64,9 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     section = _chosen(section, data, base, log)
     classifies = section.phases()[0].objective == "classification"
     train = _train_classifier if classifies else _train_language_model
-    result, measured, n_trained = train(recipe, section, base, data, out, log)
+    result, measured, n_trained = train(recipe, section, base, data, out, log, workers)
+    if not workers.writes:
+        return {}
     metrics = {
         "train_loss": result.last_loss,
         "first_loss": result.first_loss,
@@ -84,7 +95,9 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
 Trained = tuple[LoopResult, dict[str, float], int]
 
 
-def _train_language_model(recipe: Recipe, section: Train, base: Path, data: Artifact, out: Path, log: Log) -> Trained:
+def _train_language_model(
+    recipe: Recipe, section: Train, base: Path, data: Artifact, out: Path, log: Log, workers: Workers
+) -> Trained:
     """Every phase from where the one before stopped; general English is measured before and after."""
     model = _load(base, section, int(TokenSet.load(data.file("tokens-train.npz")).input_ids.max()))
     trained = model if section.method == "full" else attach_lora(model, section.lora)
@@ -99,12 +112,14 @@ def _train_language_model(recipe: Recipe, section: Train, base: Path, data: Arti
         folders = [out]
     results = []
     for number, (phase, folder) in enumerate(zip(phases, folders, strict=True), 1):
-        setting = Setting(section, phase, base, data, model, trained, folder, _autocast(section), log)
+        setting = Setting(section, phase, base, data, model, trained, folder, _autocast(section), log, workers)
         results.append(_run_phase(recipe, setting, last=number == len(phases)))
-    if len(phases) > 1:
+    if len(phases) > 1 and workers.writes:
         _join_logs(out, folders)
     measured["canary_perplexity_after"] = _perplexity(model, trained, canary)
     log.say("perplexity of general English: {:.1f} before, {:.1f} after".format(*measured.values()))
+    if not workers.writes:
+        return results[-1], measured, n_trained
     if isinstance(trained, PeftModel):
         save_adapter(trained, out / "adapter", recipe.model.base)
     else:
@@ -126,15 +141,18 @@ def _run_phase(recipe: Recipe, setting: Setting, *, last: bool) -> LoopResult:
         checkpoint.load_best(folder, setting.trained, 0)
         return LoopResult(**json.loads(done.read_text("utf-8")))
     task = make_task(setting)
-    result = _loop(recipe, section, phase, setting.trained, task, folder, log)
-    if not last:
+    result = _loop(recipe, section, phase, setting.trained, task, folder, log, setting.workers)
+    if not last and setting.workers.writes:
         checkpoint.save_best(folder, setting.trained, 0)
         write_atomic(done, json.dumps(asdict(result)))
         checkpoint.drop_best(kept, [])
+    setting.workers.wait()
     return result
 
 
-def _train_classifier(recipe: Recipe, section: Train, base: Path, data: Artifact, out: Path, log: Log) -> Trained:
+def _train_classifier(
+    recipe: Recipe, section: Train, base: Path, data: Artifact, out: Path, log: Log, workers: Workers
+) -> Trained:
     """An encoder with a classification head; the test split is classified at the end."""
     labels = read_labels(data)
     dtype = section.torch_dtype if section.method == "lora" else "float32"
@@ -152,7 +170,9 @@ def _train_classifier(recipe: Recipe, section: Train, base: Path, data: Artifact
         classification_loss_sum,
         [watch_validation(data, labels, _autocast(section))] if len(validation) else [],
     )
-    result = _loop(recipe, section, section.phases()[0], trained, task, out, log)
+    result = _loop(recipe, section, section.phases()[0], trained, task, out, log, workers)
+    if not workers.writes:
+        return result, {}, n_trained
     measured = write_evaluation(trained, data, labels, (), out)
     log.say("test: " + ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in measured.items()))
     save_classifier(trained, out / "model")
@@ -160,7 +180,14 @@ def _train_classifier(recipe: Recipe, section: Train, base: Path, data: Artifact
 
 
 def _loop(
-    recipe: Recipe, section: Train, phase: Phase, trained: torch.nn.Module, task: Task, folder: Path, log: Log
+    recipe: Recipe,
+    section: Train,
+    phase: Phase,
+    trained: torch.nn.Module,
+    task: Task,
+    folder: Path,
+    log: Log,
+    workers: Workers,
 ) -> LoopResult:
     plan = plan_epochs(
         task.examples.lengths,
@@ -171,7 +198,7 @@ def _loop(
     log.say(f"{phase.objective}: {len(task.examples):,} examples, {len(plan)} steps")
     parameters = recipe.train.model_dump(mode="json", exclude_unset=True)
     with open_reporters(
-        section.report_to,
+        section.report_to if workers.writes else [],
         folder=folder,
         run_name=f"{phase.objective}, seed {recipe.seed}",
         log=log,
@@ -190,6 +217,7 @@ def _loop(
             label=phase.objective,
             watch=task.watch,
             reporters=reporters,
+            workers=workers,
         )
 
 
