@@ -1,0 +1,171 @@
+"""Try a model file of unknown origin in a child process: what crashes or hangs the runtime takes only the child.
+
+The header check of `edgeft.runtime.header` knows the values that llama.cpp does not survive; this is for those it
+does not know. The child loads the file, renders its chat template, runs a prompt and generates a few tokens, within
+a time and a memory limit. As a program (`python -m edgeft.runtime.untrusted`) this module is that child: an order
+(JSON) on stdin, one JSON object on stdout.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeft import errors
+from edgeft.errors import EdgeftError, RuntimeFault
+from edgeft.runtime.header import check_gguf
+from edgeft.runtime.model import load
+
+if TYPE_CHECKING:
+    from edgeft.runtime.model import Model
+
+CHILD = (sys.executable, "-m", "edgeft.runtime.untrusted")
+TIMEOUT_S = 120.0
+MEMORY_BASE_BYTES = 4 << 30
+"""Address space of the child beyond three times the file: interpreter, libraries, stacks of threads, context."""
+N_CTX, N_GENERATED = 256, 4
+TEXT = "Hello, 1 2 3"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A file that loads and runs. `template_error` is why its chat template does not render, None when it does or
+    there is none; `n_generated` is 0 for an encoder, which is only loaded."""
+
+    load_ms: float
+    n_vocab: int
+    n_prompt: int
+    n_generated: int
+    template_error: str | None
+
+
+def probe(path: Path, *, timeout_s: float = TIMEOUT_S, command: Sequence[str] = CHILD) -> Probe:
+    """Load the model file `path` and decode a few tokens, in a child process of at most `timeout_s` seconds.
+
+    Raises ModelError when the header is refused (no child is started), RuntimeFault when the runtime refuses the
+    file, is killed by a signal, takes too long, wants too much memory or computes logits that are not finite.
+    `command` is the child to run; tests give one that misbehaves.
+    """
+    header = check_gguf(path)
+    order = {"path": str(path), "memory_bytes": 3 * header.n_bytes + MEMORY_BASE_BYTES}
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # on an abort ggml would start a debugger
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(order).encode(), capture_output=True, timeout=timeout_s, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeFault(
+            f"{path}: the runtime did not load and run it within {timeout_s:g} s; it hangs, or give it more time"
+        ) from None
+    if done.returncode != 0:
+        raise RuntimeFault(f"{path}: {death(done.returncode)} by this file{_last_words(done.stderr)}")
+    result = json.loads(done.stdout)
+    if "error" in result:
+        raise getattr(errors, result["error"], RuntimeFault)(result["message"])
+    return Probe(**result)
+
+
+def death(code: int) -> str:
+    """How a process ended, from its return code: `the runtime was killed (SIGABRT)`."""
+    if code >= 0:
+        return f"the runtime's process was ended (exit code {code})"
+    try:
+        return f"the runtime was killed ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"the runtime was killed (signal {-code})"
+
+
+def main() -> int:
+    """Be the child: try the file as ordered and return the exit code."""
+    order = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the backend prints is no answer
+    _limit(order["memory_bytes"])
+    try:
+        result = asdict(_try(Path(order["path"])))
+    except EdgeftError as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        message = f"{order['path']}: it wants more than {order['memory_bytes'] / 1e9:.1f} GB of memory"
+        result = {"error": "RuntimeFault", "message": message}
+    with answer:
+        json.dump(result, answer)
+    return 0
+
+
+def _try(path: Path) -> Probe:
+    started = time.perf_counter()
+    model = load(path, n_ctx=N_CTX, n_threads=1)
+    load_ms = round((time.perf_counter() - started) * 1e3, 3)
+    with model:
+        template_error = _render(model)
+        if _is_encoder(model):
+            return Probe(load_ms, model.n_vocab, 0, 0, template_error)
+        prompt = _prompt(model)
+        _check_finite(path, model, prompt)
+        n_generated = sum(1 for _ in model.stream(prompt, max_new_tokens=N_GENERATED, ignore_eos=True))
+        return Probe(load_ms, model.n_vocab, len(prompt), n_generated, template_error)
+
+
+def _render(model: "Model") -> str | None:
+    """Why the template of the file cannot be used, if there is one and it cannot."""
+    if not model.metadata.get("tokenizer.chat_template"):
+        return None
+    try:
+        model.tokenize(model.render([{"role": "user", "content": TEXT}]))
+    except EdgeftError as error:
+        return str(error)
+    return None
+
+
+def _is_encoder(model: "Model") -> bool:
+    architecture = model.metadata.get("general.architecture", "")
+    return model.metadata.get(f"{architecture}.attention.causal") == "false"
+
+
+def _prompt(model: "Model") -> list[int]:
+    """A few tokens of text; ids 0 and 1 where the vocabulary cannot write it."""
+    try:
+        ids = model.tokenize(TEXT)
+    except RuntimeFault:
+        ids = []
+    return (ids or [0, min(1, model.n_vocab - 1)])[: max(1, model.n_ctx - N_GENERATED)]
+
+
+def _check_finite(path: Path, model: "Model", prompt: list[int]) -> None:
+    """Weights that are damaged but in range show here first."""
+    import numpy as np  # a part of every backend; this module alone stays light
+
+    finite = np.isfinite(model.score(prompt))
+    if not finite.all():
+        raise RuntimeFault(
+            f"{path}: {np.count_nonzero(~finite)} of {finite.size} logits are not finite; its weights are damaged "
+            "or its hyper-parameters wrong; export or copy it again"
+        )
+
+
+def _limit(memory_bytes: int) -> None:
+    """Bound the address space and write no core file, where the system can."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    for what, limit in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(what)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(what, (limit, hard))
+
+
+def _last_words(stderr: bytes) -> str:
+    lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    return "".join(f"\n  {line}" for line in lines[-3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
