@@ -42,7 +42,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "cli": (LIGHT_CLI, {"click", "yaml"}),
     "data": ({"artifact", "console", "errors", "extras", "recipe", "sections"}, DATA),
     "training": ({"artifact", "console", "data", "errors", "recipe", "sections", "training_memory"}, TORCH),
-    "quant": ({"artifact", "console", "errors", "runtime"}, {"numpy", "gguf", "llama_cpp", "torch", "transformers"}),
+    "quant": (
+        {"artifact", "console", "data", "errors", "runtime", "training"},
+        {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
+    ),
     "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
     "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
     "stages": (

@@ -19,7 +19,7 @@ from gguf import GGUFValueType
 
 from edgeft.artifact import writing
 from edgeft.errors import ModelError
-from edgeft.runtime.header import MAGIC, check_gguf
+from edgeft.runtime.gguf_format import MAGIC, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 TYPE, TYPE_KEY = "imatrix", "general.type"
@@ -52,6 +52,41 @@ class Imatrix:
         return mean
 
 
+class Collector:
+    """Adds up squared activations, in float64."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._counts: dict[str, np.ndarray] = {}
+
+    def add(self, name: str, squares: np.ndarray, n_tokens: int, expert: tuple[int, int] | None = None) -> None:
+        """Count `squares` (C,), summed over `n_tokens` inputs of the tensor `name`.
+
+        `expert` (which one, of how many) for one matrix of a stack. Raises ModelError when they are not finite.
+        """
+        if not np.isfinite(squares).all():
+            raise ModelError(f"{name}: its input is not finite; the model overflows, or its weights are damaged")
+        which, n_experts = expert or (0, 1)
+        if name not in self._sums:
+            self._sums[name], self._counts[name] = np.zeros((n_experts, len(squares))), np.zeros(n_experts)
+        self._sums[name][which] += squares
+        self._counts[name][which] += n_tokens
+
+    def imatrix(self, datasets: tuple[str, ...], chunk_size: int) -> Imatrix:
+        """What was collected. Raises ModelError when nothing was."""
+        if not self._sums:
+            raise ModelError("no activations were seen: the model has no weight matrices under the names given")
+        most = max(counts.max() for counts in self._counts.values())
+        shapes = {name: () if len(counts) == 1 else counts.shape for name, counts in self._counts.items()}
+        return Imatrix(
+            {name: sums.astype(np.float32).reshape(*shapes[name], -1) for name, sums in self._sums.items()},
+            {name: counts.astype(np.float32).reshape(shapes[name]) for name, counts in self._counts.items()},
+            datasets,
+            max(1, int(most) // chunk_size),
+            chunk_size,
+        )
+
+
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     """Write llama.cpp's GGUF form; the same matrix gives the same bytes. Raises ArtifactError when the disk refuses."""
     with writing(path) as temporary, contextlib.closing(_Writer(temporary, TYPE)) as writer:
@@ -81,7 +116,7 @@ def read_imatrix(path: Path) -> Imatrix:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     if start != MAGIC:
         return _read_dat(path)
-    check_gguf(path)
+    read_header(path)
     return _read_gguf(path)
 
 
@@ -95,27 +130,29 @@ def _read_gguf(path: Path) -> Imatrix:
         raise ModelError(f"{path}: not an importance matrix (it needs float32 pairs *{SUMS}, *{COUNTS}); make it again")
     if missing := [key for key in (DATASETS_KEY, CHUNK_COUNT_KEY, CHUNK_SIZE_KEY) if key not in keys]:
         raise ModelError(f"{path}: an importance matrix without {', '.join(missing)}; make it again")
-    sums, counts = {}, {}
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
     for name in names:
         n_tokens = tensors[name + COUNTS].data.reshape(-1)
         values = tensors[name + SUMS].data.reshape(len(n_tokens), -1)
         _check(path, name, values, n_tokens)
-        one = len(n_tokens) == 1
-        sums[name], counts[name] = (values[0].copy(), n_tokens[0]) if one else (values.copy(), n_tokens.copy())
+        shape = () if len(n_tokens) == 1 else (len(n_tokens),)
+        sums[name], counts[name] = values.reshape(*shape, -1).copy(), n_tokens.reshape(shape).copy()
     return Imatrix(sums, counts, tuple(keys[DATASETS_KEY]), int(keys[CHUNK_COUNT_KEY]), int(keys[CHUNK_SIZE_KEY]))
 
 
 def _read_dat(path: Path) -> Imatrix:
     """The older form: mean · calls by name, with no word on how many tokens a call has (chunk_size 0)."""
     content = path.read_bytes()
-    sums, counts = {}, {}
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
     try:
         (n_entries,), at = struct.unpack_from("<i", content), 4
         for _ in range(n_entries):
             name, at = _string(content, at)
             n_calls, n_values = struct.unpack_from("<ii", content, at)
             values = np.frombuffer(content, "<f4", n_values, at + 8)
-            sums[name], counts[name] = values.copy(), np.float32(n_calls)
+            sums[name], counts[name] = values.copy(), np.array(n_calls, np.float32)
             _check(path, name, values[None], np.array([n_calls]))
             at += 8 + values.nbytes
         n_chunks, dataset = 0, ""
