@@ -7,7 +7,7 @@ and the version of the stage itself. Paths are not in it: data that moves is sti
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ SPINE = (
         extra="gguf",
     ),
 )
+# Stages a recipe may put behind `merge`, in this order: each makes a model folder of the one before.
+AFTER_MERGE: tuple[Step, ...] = ()
 # Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.
 CLASSIFIER = (
     DATA,
@@ -95,7 +97,7 @@ CLASSIFIER = (
     Step("report", ("data", "train", "merge"), ("name", "seed", "model", "train", "export"), extra="gguf"),
 )
 PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
-STAGES = tuple(step.stage for step in (*SPINE, *PRETRAIN))
+STAGES = tuple(step.stage for step in (*SPINE, *AFTER_MERGE, *PRETRAIN))
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,25 @@ def steps_of(recipe: Recipe) -> tuple[Step, ...]:
     """Every step of this kind of recipe, in order."""
     if recipe.pretrain is not None:
         return PRETRAIN
-    return CLASSIFIER if recipe.train.phases()[0].objective == "classification" else SPINE
+    if recipe.train.phases()[0].objective == "classification":
+        return CLASSIFIER
+    asked = [step for step in AFTER_MERGE if getattr(recipe, step.stage) is not None]
+    return _with(SPINE, asked)
+
+
+def _with(spine: tuple[Step, ...], asked: list[Step]) -> tuple[Step, ...]:
+    """The spine with the steps in `asked` behind `merge`; each reads the model of the one before it, and what
+    follows reads the model of the last."""
+    if not asked:
+        return spine
+    at = [step.stage for step in spine].index("merge") + 1
+    models = ["merge", *(step.stage for step in asked)]
+    chain = [replace(step, reads=(*step.reads, model)) for step, model in zip(asked, models, strict=False)]
+    return (*spine[:at], *chain, *(replace(step, reads=_instead(step.reads, models[-1])) for step in spine[at:]))
+
+
+def _instead(reads: tuple[str, ...], model: str) -> tuple[str, ...]:
+    return tuple(model if stage == "merge" else stage for stage in reads)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from edgeft.errors import ArtifactError
 
 PACKAGE = "package "
+MODEL_STAGES = ("recover", "distill", "merge")  # the latest first
 RESULTS = {
     "data": "summary.json",
     "parity": "parity.json",
@@ -55,9 +56,9 @@ def _files(export: Path, ship: str | None) -> list[dict[str, Any]]:
 
 
 def _provenance(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """What the merged model says about itself, the key of every artifact, the packages that made them."""
-    path = folders.get("merge", Path()) / "provenance.json"
-    known: dict[str, Any] = _read(path) if "merge" in folders and path.is_file() else {}
+    """What the final model says about itself, the key of every artifact, the packages that made them."""
+    paths = [folders[stage] / "provenance.json" for stage in MODEL_STAGES if stage in folders]
+    known: dict[str, Any] = next((_read(path) for path in paths if path.is_file()), {})
     keys: dict[str, str] = {}
     packages: dict[str, str] = {}
     for stage, folder in folders.items():

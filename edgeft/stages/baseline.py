@@ -21,6 +21,7 @@ from edgeft.console import Log
 from edgeft.recipe import Recipe
 from edgeft.stages._classical import FEATURES, classical_answers
 from edgeft.stages._json import write_json, write_lines
+from edgeft.stages._model import final_model
 from edgeft.training.generation import find_stop_ids, generate_greedily
 from edgeft.training.models import load_model, load_tokenizer, resolve_base
 
@@ -44,7 +45,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         write_lines(out / name, evaluation.predictions())
         forms.append({"form": form, "label": label, "note": note, "predictions": name, **evaluation.to_json()})
 
-    asker = _Asker(load_model(inputs["merge"].path), tokenizer, recipe, log)
+    asker = _Asker(load_model(final_model(inputs).path), tokenizer, recipe, log)
     keep("merged", "fine-tuned, torch", "before export", asker.ask("merged model", test))
     del asker  # one model in memory at a time
     asker = _Asker(load_model(resolve_base(recipe)), tokenizer, recipe, log)

@@ -9,6 +9,7 @@ from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.export.gguf.export import export_gguf
 from edgeft.recipe import Recipe
+from edgeft.stages._model import final_model
 
 N_TEXTS = 500
 """Messages of the training set that both tokenizers are compared on."""
@@ -20,7 +21,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     Reads the model and provenance.json of `merge` and train.jsonl of `data`. Raises ModelError when the model
     cannot be exported.
     """
-    model = inputs["merge"]
+    model = final_model(inputs)
     files = export_gguf(
         model.path,
         out,

@@ -13,6 +13,7 @@ from edgeft.parity.compare import compare_forms, raise_if_bad
 from edgeft.parity.forms import FormSource, Prompt, gguf_form
 from edgeft.parity.torch_form import adapter_form, folder_form
 from edgeft.recipe import Recipe
+from edgeft.stages._model import final_model
 from edgeft.training.models import resolve_base
 
 METRICS = ("kl_mean", "kl_p99", "top1_agreement", "greedy_prefix")
@@ -21,24 +22,25 @@ METRICS = ("kl_mean", "kl_p99", "top1_agreement", "greedy_prefix")
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
     """Write parity.json; metrics are the numbers of the file that ships.
 
-    Forms, in order: `adapter` (where one was trained) on the base in torch, `merged` in torch, then every
-    file of `export` in llama.cpp, named by its ftype. Prompts are from the test set. Raises ParityFailed,
-    after writing parity.json, when a form is beyond the recipe's tolerance.
+    Forms, in order: `adapter` (where one was trained, and nothing was made of the merged model since) on the
+    base in torch, the final model in torch (`merged`, or the stage that made it), then every file of `export`
+    in llama.cpp, named by its ftype. Prompts are from the test set. Raises ParityFailed, after writing
+    parity.json, when a form is beyond the recipe's tolerance.
     """
-    section, merge = recipe.parity, inputs["merge"].path
+    section, final = recipe.parity, final_model(inputs)
     examples = take(read_examples(inputs["data"].file("test.jsonl")), section.prompts, recipe.seed)
     prompts = [Prompt(example.prompt, example.tools) for example in examples]
     files: list[dict[str, Any]] = json.loads(inputs["export"].file("files.json").read_bytes())
     sources: list[FormSource] = []
     adapter = inputs["train"].path / "adapter"
-    if adapter.is_dir():
+    if adapter.is_dir() and final.stage == "merge":
         sources.append(adapter_form("adapter", resolve_base(recipe), adapter, inputs["data"].path / "tokenizer"))
-    sources.append(folder_form("merged", merge))
+    sources.append(folder_form("merged" if final.stage == "merge" else final.stage, final.path))
     with tempfile.TemporaryDirectory(dir=out, prefix=".unquantized-") as temporary:
         if not any(entry["ftype"] in WRITTEN_FTYPES for entry in files):
             # Limits for quantized files are too wide to show every fault of the exporter.
             path = Path(temporary) / "F16.gguf"
-            write_gguf(merge, path, ftype="F16", name=recipe.name, provenance={}, log=log)
+            write_gguf(final.path, path, ftype="F16", name=recipe.name, provenance={}, log=log)
             sources.append(gguf_form("F16 (not kept)", path, recipe.bench.n_threads))
         for entry in files:
             path = inputs["export"].file(entry["file"])
