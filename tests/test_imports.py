@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
-    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data",
+    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
     ),
     "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
-    "parity": ({"artifact", "console", "errors", "runtime", "training"}, TORCH),
+    "parity": ({"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH),
     "stages": (
         {
             "artifact", "bench", "console", "data", "errors", "export", "parity", "recipe", "report", "sections",

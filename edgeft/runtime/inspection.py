@@ -1,0 +1,214 @@
+"""What a model file or folder says about itself, and what is odd about it, without loading it.
+
+Standard library only: a device without any backend can look at a file.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import ModelError
+from edgeft.runtime.gguf_format import Header, Value
+from edgeft.runtime.header import check_gguf
+
+Facts = dict[str, Any]
+
+PROVENANCE = ("edgeft.", "general.source", "general.base_model", "general.license", "general.author", "general.url")
+NOT_HYPER = ("tokenizer.", "general.", "edgeft.")
+SAFETENSORS_BITS = {
+    "F64": 64, "I64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+MAX_HEADER_BYTES = 100_000_000
+
+
+def inspect_model(path: Path) -> Facts:
+    """Facts about the GGUF file or the safetensors folder `path`, as plain data.
+
+    Keys: `path`, `format`, `bytes`, `architecture`, `hyperparameters`, `types` (per tensor type: tensors, weights,
+    bytes), `tensors` (name, type, shape, bytes, byte offset), `tokenizer`, `chat_template`, `provenance`, `odd`
+    (sentences). Raises ModelError when it is neither, is damaged, or cannot be read.
+    """
+    reader = _folder_facts if path.is_dir() else BY_SUFFIX.get(path.suffix, _gguf_facts)
+    return reader(path)
+
+
+def _gguf_facts(path: Path) -> Facts:
+    header = check_gguf(path)
+    tensors = [
+        {
+            "name": tensor.name,
+            "type": tensor.type_name,
+            "shape": list(tensor.shape),
+            "bytes": tensor.n_bytes,
+            "start": tensor.start,
+        }
+        for tensor in header.tensors.values()
+    ]
+    return {
+        "path": str(path),
+        "format": f"GGUF {header.version}",
+        "bytes": header.n_bytes,
+        "name": header.get("general.name"),
+        "architecture": header.architecture,
+        "hyperparameters": {
+            key: _plain(value) for key, value in header.values.items() if not key.startswith(NOT_HYPER)
+        },
+        "types": _by_type(tensors),
+        "tensors": tensors,
+        "tokenizer": _tokenizer(header),
+        "chat_template": header.get("tokenizer.chat_template"),
+        "provenance": {key: _plain(value) for key, value in header.values.items() if key.startswith(PROVENANCE)},
+        "odd": list(_oddities(header)),
+    }
+
+
+def _plain(value: Value) -> Any:
+    """A metadata value for JSON; a float32 in as few digits as tell it from its neighbours."""
+    if isinstance(value.value, array):
+        return value.value.tolist()
+    if value.item_kind is not None:
+        return [text.decode(errors="replace") for text in value.value]
+    if isinstance(value.value, float):
+        return float(f"{value.value:.7g}")
+    return value.value
+
+
+def _tokenizer(header: Header) -> Facts:
+    tokens = header.get("tokenizer.ggml.tokens")
+    special = {}
+    for key, value in header.values.items():
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            name = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+            special[name] = {"id": value.value, "text": tokens[value.value].decode(errors="replace")}
+    flags = [key for key in ("add_bos_token", "add_eos_token", "add_space_prefix") if _flag(header, key) is not None]
+    return {
+        "kind": header.get("tokenizer.ggml.model"),
+        "pre": header.get("tokenizer.ggml.pre"),
+        "size": len(tokens),
+        "merges": len(header.get("tokenizer.ggml.merges", ())),
+        "special": special,
+        "flags": {key: _flag(header, key) for key in flags},
+    }
+
+
+def _flag(header: Header, key: str) -> Any:
+    return header.get(f"tokenizer.ggml.{key}")
+
+
+def _oddities(header: Header) -> Iterable[str]:
+    """What is allowed and still deserves a look."""
+    n_tokens = len(header.get("tokenizer.ggml.tokens"))
+    n_vocab = header.get(f"{header.architecture}.vocab_size", n_tokens)
+    if n_vocab != n_tokens:
+        yield f"{header.architecture}.vocab_size is {n_vocab}, but there are {n_tokens} tokens"
+    if len(header.get("tokenizer.ggml.scores", ())) > n_tokens:
+        yield "there are more scores than tokens"
+    if header.get("tokenizer.ggml.model") == "gpt2" and not header.get("tokenizer.ggml.pre"):
+        yield "tokenizer.ggml.pre is missing: text will be split by a default rule, probably not the model's"
+    if "tokenizer.ggml.eos_token_id" not in header.values:
+        yield "no end token is named: answers may not stop"
+    if not header.get("tokenizer.chat_template"):
+        yield "there is no chat template: it cannot answer messages"
+    end = max((tensor.start + tensor.n_bytes for tensor in header.tensors.values()), default=header.n_bytes)
+    if header.n_bytes - end > header.alignment:
+        yield f"{header.n_bytes - end} bytes follow the last tensor"
+    wide = {tensor.type_name for tensor in header.tensors.values() if len(tensor.shape) == 1} - {"F32"}
+    if wide:
+        yield f"vectors are stored as {', '.join(sorted(wide))}; llama.cpp's own tools keep F32"
+
+
+def _folder_facts(path: Path) -> Facts:
+    config = _read_json(path / "config.json")
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path}: there are no safetensors beside its config.json")
+    tensors = [tensor for file in files for tensor in _safetensors(file)]
+    template = path / "chat_template.jinja"
+    plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
+    shown = ("model_type", "transformers_version")
+    return {
+        "path": str(path),
+        "format": "safetensors",
+        "bytes": sum(file.stat().st_size for file in files),
+        "name": path.absolute().name,
+        "architecture": config.get("model_type"),
+        "hyperparameters": {key: value for key, value in plain.items() if key not in shown},
+        "types": _by_type(tensors),
+        "tensors": tensors,
+        "tokenizer": _folder_tokenizer(path),
+        "chat_template": template.read_text(encoding="utf-8") if template.is_file() else None,
+        "provenance": {key: config[key] for key in ("transformers_version", "_name_or_path") if key in config},
+        "odd": [] if (path / "tokenizer.json").is_file() else ["tokenizer.json is missing: it cannot be exported"],
+    }
+
+
+def _folder_tokenizer(path: Path) -> Facts:
+    if not (path / "tokenizer.json").is_file():
+        return {}
+    model = _read_json(path / "tokenizer.json").get("model")
+    if not isinstance(model, dict):
+        raise ModelError(f"{path / 'tokenizer.json'}: not a tokenizer (it has no `model`)")
+    vocabulary, merges = model.get("vocab") or (), model.get("merges") or ()
+    return {"kind": model.get("type"), "size": len(vocabulary), "merges": len(merges)}
+
+
+def _safetensors(path: Path) -> list[Facts]:
+    """The tensors of one file; the format is a length, a JSON header, then raw bytes."""
+    try:
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if not 2 <= n_header <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ModelError(f"{path}: damaged or cut short; copy or save it again")
+            entries = json.loads(file.read(n_header))
+        entries.pop("__metadata__", None)
+        tensors = [
+            {
+                "name": str(name),
+                "type": str(entry["dtype"]),
+                "shape": [int(size) for size in entry["shape"]],
+                "bytes": int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
+                "start": 8 + n_header + int(entry["data_offsets"][0]),
+            }
+            for name, entry in entries.items()
+        ]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+        raise ModelError(f"{path}: damaged: its header is no list of tensors; copy or save it again") from None
+    for tensor in tensors:
+        bits = SAFETENSORS_BITS.get(tensor["type"])
+        wanted = tensor["bytes"] if bits is None else math.prod(tensor["shape"]) * bits // 8
+        if tensor["bytes"] != wanted or tensor["start"] + wanted > path.stat().st_size:
+            raise ModelError(f"{path}: damaged or cut short: {tensor['name']}; copy or save it again")
+    return tensors
+
+
+def _by_type(tensors: Iterable[Facts]) -> dict[str, dict[str, int]]:
+    """{type: {tensors, weights, bytes}}, most bytes first."""
+    types: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        row = types.setdefault(tensor["type"], {"tensors": 0, "weights": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["weights"] += math.prod(tensor["shape"])
+        row["bytes"] += tensor["bytes"]
+    return dict(sorted(types.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _read_json(path: Path) -> Facts:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path}: not valid JSON; copy or save it again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
+
+
+BY_SUFFIX = {".gguf": _gguf_facts}
+"""What reads a file; one with another ending is taken for GGUF, whose reader says what is wrong with it."""
