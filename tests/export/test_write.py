@@ -262,8 +262,8 @@ BAD: dict[str, tuple[Any, str]] = {
         r"gate_proj\.weight has shape \(128, 64\); config\.json says \(64, 64\)",
     ),
     "unknown rope": (
-        lambda f: edited(f, "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
-        "rope_type 'yarn' is not supported; only default, linear, llama3",
+        lambda f: edited(f, "config.json", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}),
+        "rope_type 'dynamic' is not supported for this model_type; only default, linear, yarn, llama3",
     ),
     "another activation": (lambda f: edited(f, "config.json", hidden_act="gelu"), "hidden_act 'gelu'"),
     "missing shard": (

@@ -57,7 +57,7 @@ class Architecture:
     name: str
     """llama.cpp's name (`general.architecture`)."""
     hyperparameters: Callable[[Config], Metadata]
-    """The keys that llama.cpp calls `<name>.…`, without that beginning."""
+    """The keys that llama.cpp calls `<name>.…`, without that beginning; those of the tokenizer as they are."""
     tensors: Callable[[Config], Iterable[TensorRule]]
     """Every tensor of the file, in order."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -41,11 +41,15 @@ def lay_out(folder: ModelFolder, checkpoint: Checkpoint, architecture: Architect
     _check(rules, checkpoint, architecture)
     return Layout(
         architecture=architecture.name,
-        hyperparameters={f"{architecture.name}.{key}": value for key, value in hyperparameters.items()},
+        hyperparameters={_full(key, architecture): value for key, value in hyperparameters.items()},
         rules=rules,
         checkpoint=checkpoint,
         n_vocab=next(rule.shape[0] for rule in rules if rule.name == EMBEDDING),
     )
+
+
+def _full(key: str, architecture: Architecture) -> str:
+    return key if key.startswith("tokenizer.") else f"{architecture.name}.{key}"
 
 
 def _config(config: Config, architecture: Architecture) -> Config:
