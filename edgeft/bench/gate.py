@@ -1,18 +1,19 @@
-"""Whether a measured file may ship: measurements against budgets."""
+"""Whether a measured file may ship: measurements against budgets, absolute or against a stored baseline."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeft.artifact import MANIFEST, read_artifact
+from edgeft.bench.baseline import Baseline
 from edgeft.bench.budgets import Budget, parse_budget
 from edgeft.bench.statistics import bootstrap_interval
-from edgeft.errors import ArtifactError
+from edgeft.errors import ArtifactError, UsageError
 
 ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
 
@@ -26,9 +27,9 @@ class Measured:
     ci95: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row(Budget):
-    """One judged budget.
+    """One judged budget; `limit` is the number it came down to and `baseline` the stored value it came from.
 
     `margin` is the room left in the metric's own unit, negative when the budget is broken; `margin_percent`
     is the same in percent of the limit (None for a limit of 0). All are None when nothing was measured.
@@ -40,6 +41,7 @@ class Row(Budget):
     ci95: tuple[float, float] | None = None
     margin: float | None = None
     margin_percent: float | None = None
+    baseline: float | None = None
     note: str = ""
 
 
@@ -59,14 +61,26 @@ class Verdict:
         return {"passed": self.passed, "rows": [asdict(row) for row in self.rows]}
 
 
-def judge(budgets: Mapping[str, str], measured: Mapping[str, Measured]) -> Verdict:
+@dataclass(frozen=True)
+class Results:
+    """What a run measured: everything by metric, the file it is about, the machine it ran on, and, of a run that
+    died midway, how it ended."""
+
+    file: str
+    measured: dict[str, Measured]
+    host: dict[str, Any]
+    failure: str = ""
+
+
+def judge(budgets: Mapping[str, str], measured: Mapping[str, Measured], baseline: Baseline | None = None) -> Verdict:
     """Compare `measured` with the budgets {metric: text}, in the order of the budgets.
 
     The verdict is about the measured value itself; a note says when the limit lies inside its 95 % interval.
-    A metric that was not measured, or is not a number, fails. Raises UsageError as `parse_budget` does.
+    What was not measured, has no samples or is not a number fails, and so does a budget against a baseline that has
+    no value to compare with. Raises UsageError as `parse_budget` does and for such a budget without a baseline.
     """
-    parsed = [parse_budget(metric, text) for metric, text in budgets.items()]
-    return Verdict(tuple(_row(budget, measured.get(budget.metric)) for budget in parsed))
+    parsed = [parse_budget(metric, text, measured) for metric, text in budgets.items()]
+    return Verdict(tuple(_row(budget, measured.get(budget.metric), baseline) for budget in parsed))
 
 
 def collect(
@@ -77,7 +91,7 @@ def collect(
     `<metric>_drop` is the merged model's value in torch minus the file's value in its runtime, both on the
     same examples; its interval is a paired bootstrap over them.
     """
-    scores = {score["metric"]: score for score in bench["accuracy"]["scores"]}
+    scores = {score["metric"]: score for score in (bench.get("accuracy") or {"scores": ()})["scores"]}
     measured = {name: Measured(float(value)) for name, value in bench["metrics"].items()}
     measured |= {name: Measured(s["value"], s["n"], tuple(s["ci95"])) for name, s in scores.items()}
     measured |= {name: Measured(float(value)) for name, value in (parity or {}).items()}
@@ -88,42 +102,84 @@ def collect(
     return measured
 
 
-def judge_folder(path: Path, budgets: Mapping[str, str]) -> Verdict:
-    """Judge what a run measured: `path` is a run's folder (stage folders in it) or one bench.json.
+def judge_folder(path: Path, budgets: Mapping[str, str], baseline: Path | None = None) -> Verdict:
+    """Judge what a run measured: `path` is as for `read_results`, `baseline` a file of `edgeft.bench.baseline`.
 
-    Drops and parity are judged where their stages are beside the bench stage, else they count as not
-    measured. Raises ArtifactError when there is no bench.json or it cannot be read, UsageError as `judge`.
+    Raises ArtifactError when a file cannot be read, UsageError as `judge`.
+    """
+    results = read_results(path)
+    return judge_results(results, budgets, Baseline.read(baseline, results.host) if baseline else None)
+
+
+def judge_results(results: Results, budgets: Mapping[str, str], baseline: Baseline | None = None) -> Verdict:
+    """`judge`, and no budget is met by a run that died midway. Raises UsageError as `judge`."""
+    verdict = judge(budgets, results.measured, baseline)
+    if not results.failure:
+        return verdict
+    note = f"the run died midway: {results.failure}"
+    return Verdict(tuple(replace(row, ok=False, note=note) for row in verdict.rows))
+
+
+def read_results(path: Path) -> Results:
+    """What a run measured: `path` is a run's folder (stage folders in it) or one bench.json.
+
+    Drops and parity are read where their stages are beside the bench stage, with `<form>/<metric>` for every form
+    that parity compared and `<file>/size_bytes` for every exported file. Raises ArtifactError when there is no
+    bench.json or a file cannot be read.
     """
     file = path if path.is_file() else path / "bench" / "bench.json"
     if not file.is_file() and (path / "bench.json").is_file():
         file = path / "bench.json"
-    run = file.parent.parent
-    baseline = run / "baseline" / "baseline.json"
-    parity = run / "parity"
+    bench, run = _read(file), file.parent.parent
+    baseline, parity = run / "baseline" / "baseline.json", run / "parity"
     measured = collect(
-        _read(file),
+        bench,
         _read(baseline) if baseline.is_file() else None,
         read_artifact(parity).metrics if (parity / MANIFEST).is_file() else None,
     )
-    return judge(budgets, measured)
+    host = (bench.get("latency") or {}).get("host", {})
+    return Results(bench.get("file", file.name), measured | _of_each_file(run), host, bench.get("failure") or "")
+
+
+def _of_each_file(run: Path) -> dict[str, Measured]:
+    measured: dict[str, Measured] = {}
+    if (forms := run / "parity" / "parity.json").is_file():
+        for row in _json(forms)["rows"]:
+            numbers = {name: value for name, value in row.items() if type(value) in (int, float)}
+            measured |= {f"{row['form']}/{name}": Measured(float(value)) for name, value in numbers.items()}
+    if (files := run / "export" / "files.json").is_file():
+        measured |= {f"{Path(e['file']).stem}/size_bytes": Measured(float(e["bytes"])) for e in _json(files)}
+    return measured
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); run the stage that makes it") from None
-    except ValueError:
-        raise ArtifactError(f"{path}: not valid JSON; run the stage that makes it again") from None
-    if "metrics" not in content and "forms" not in content:
+    content: dict[str, Any] = _json(path)
+    if not isinstance(content, dict) or not content.keys() & {"metrics", "forms"}:
         raise ArtifactError(f"{path}: not a result of edgeft; give a run's folder or its bench.json")
     return content
 
 
-def _row(budget: Budget, measured: Measured | None) -> Row:
-    if measured is None or not math.isfinite(measured.value):
-        note = "not measured" if measured is None else f"measured {measured.value}"
-        return Row(**asdict(budget), ok=False, note=note)
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); run the stage that makes it") from None
+    except ValueError:
+        raise ArtifactError(f"{path}: not valid JSON; run the stage that makes it again") from None
+
+
+def _row(budget: Budget, measured: Measured | None, baseline: Baseline | None) -> Row:
+    note = _unusable(measured)
+    stored = None
+    if budget.factor:
+        if baseline is None:
+            raise UsageError(f"gate.{budget.metric}: {budget.text!r} needs a baseline; give one with --baseline NAME")
+        stored, refusal = baseline.value(budget)
+        if stored is None:
+            return Row(**asdict(budget), ok=False, note=note or refusal)
+        budget = budget.against(stored)
+    if measured is None or note:
+        return Row(**asdict(budget), ok=False, baseline=stored, note=note)
     value, limit = measured.value, budget.limit
     room = {">": value - limit, "<": limit - value, "=": -abs(value - limit)}[budget.op[0]]
     slack = ROUNDING * max(1.0, abs(limit))
@@ -135,8 +191,18 @@ def _row(budget: Budget, measured: Measured | None) -> Row:
         ci95=measured.ci95,
         margin=room,
         margin_percent=100 * room / abs(limit) if limit else None,
+        baseline=stored,
         note=_noise(measured, limit),
     )
+
+
+def _unusable(measured: Measured | None) -> str:
+    """Why a measurement cannot be judged; empty when it can."""
+    if measured is None:
+        return "not measured"
+    if measured.n == 0:
+        return "measured on zero samples"
+    return "" if math.isfinite(measured.value) else f"measured {measured.value}"
 
 
 def _noise(measured: Measured, limit: float) -> str:
