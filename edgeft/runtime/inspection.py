@@ -165,7 +165,7 @@ def _safetensors(path: Path) -> list[Facts]:
                 raise ModelError(f"{path}: damaged or cut short; copy or save it again")
             entries = json.loads(file.read(n_header))
         entries.pop("__metadata__", None)
-        tensors = [
+        tensors: list[Facts] = [
             {
                 "name": str(name),
                 "type": str(entry["dtype"]),

@@ -1,0 +1,190 @@
+"""tokenizer.json, tokenizer_config.json and generation_config.json for the `tokenizer.*` keys of a GGUF file.
+
+Two families, as in the exporter: byte-level BPE, and sentencepiece's BPE, whose merges are found again from the
+scores (llama.cpp joins the neighbours whose joined piece scores highest). Whether the ids are the same is not taken
+on trust: `edgeft.export.gguf.verify` compares them.
+"""
+
+from typing import Any
+
+from gguf import TokenType
+
+from edgeft.errors import ModelError
+from edgeft.runtime.gguf_format import Header
+
+SPACE = "▁"
+NORMALIZER_KEY = "edgeft.normalizer"  # what our exporter says of a normalizer llama.cpp does not have: NFC
+ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES = WORDS | {"use_regex": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def _split(pattern: str) -> list[dict[str, Any]]:
+    return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, BYTES]
+
+
+RULES: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [WORDS],
+    "trillion": [WORDS],
+    "smollm": [DIGITS, WORDS],
+    "starcoder": [DIGITS, WORDS],
+    "llama-bpe": _split(LLAMA3),
+    "llama3": _split(LLAMA3),
+    "dbrx": _split(LLAMA3),
+    "qwen2": _split(QWEN2),
+    "stablelm2": _split(QWEN2),
+}
+"""llama.cpp's name of a pre-tokenizer -> the steps that split the same."""
+IGNORE_MERGES = ("llama-bpe", "llama3")
+NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+STOPS = ("eos", "eot", "eom")
+
+
+def tokenizer_files(header: Header) -> dict[str, dict[str, Any]]:
+    """{file name: content}. Raises ModelError, naming the kind or rule, for a tokenizer that is not BPE or whose
+    splitting rule is unknown."""
+    kind = header.get("tokenizer.ggml.model")
+    if kind not in FAMILIES:
+        raise ModelError(f"{header.path}: a tokenizer of the kind {kind!r} cannot be imported; only gpt2 and llama")
+    tokens = _texts(header)
+    types = list(header.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens))
+    added = [
+        {
+            "id": index,
+            "content": tokens[index],
+            "special": types[index] != TokenType.USER_DEFINED,
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+        }
+        for index in range(len(tokens))
+        if types[index] in ADDED
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "post_processor": _post_processor(header, tokens),
+        **FAMILIES[kind](header, tokens, types),
+    }
+    return {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": _tokenizer_config(header, tokens),
+        "generation_config.json": _generation_config(header),
+    }
+
+
+def _texts(header: Header) -> list[str]:
+    try:
+        return [token.decode() for token in header.get("tokenizer.ggml.tokens")]
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{header.path}: the token {error.object!r} is not UTF-8; it cannot be imported") from None
+
+
+def _model(tokens: list[str], types: list[int], merges: list[str], **fields: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    plain |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+    vocab = {text: index for index, text in enumerate(tokens) if types[index] != TokenType.UNUSED}
+    return {"type": "BPE", **plain, **fields, "vocab": vocab, "merges": merges}
+
+
+def _byte_level(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    rule = header.get("tokenizer.ggml.pre")
+    if rule not in RULES:
+        raise ModelError(
+            f"{header.path}: the splitting rule {rule!r} (tokenizer.ggml.pre) cannot be imported; "
+            f"only {', '.join(RULES)}"
+        )
+    merges = [merge.decode(errors="replace") for merge in header.get("tokenizer.ggml.merges")]
+    return {
+        "normalizer": {"type": "NFC"} if header.get(NORMALIZER_KEY) == "NFC" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": RULES[rule]},
+        "decoder": WORDS,
+        "model": _model(tokens, types, merges, ignore_merges=rule in IGNORE_MERGES),
+    }
+
+
+def _sentencepiece(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prefix = header.get("tokenizer.ggml.add_space_prefix", True)
+    prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    unknown = next((tokens[index] for index, kind in enumerate(types) if kind == TokenType.UNKNOWN), None)
+    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+        "model": _model(
+            tokens,
+            types,
+            _merges(header, tokens, types),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=TokenType.BYTE in types,
+        ),
+    }
+
+
+FAMILIES = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _merges(header: Header, tokens: list[str], types: list[int]) -> list[str]:
+    """Every way to make a piece of two others, the pieces with the highest scores first."""
+    scores = header.get("tokenizer.ggml.scores")
+    if scores is None:
+        raise ModelError(f"{header.path}: tokenizer.ggml.scores is missing; the merges cannot be found")
+    normal = {text: index for index, text in enumerate(tokens) if types[index] == TokenType.NORMAL}
+    merges = []
+    for text in sorted(normal, key=lambda text: -scores[normal[text]]):
+        parts = [(text[:at], text[at:]) for at in range(1, len(text))]
+        parts = [(left, right) for left, right in parts if left in normal and right in normal]
+        merges += [" ".join(pair) for pair in sorted(parts, key=lambda pair: (normal[pair[0]], normal[pair[1]]))]
+    return merges
+
+
+def _post_processor(header: Header, tokens: list[str]) -> dict[str, Any] | None:
+    """What puts BOS and EOS around a text; None where nothing is put."""
+    ends = {}
+    for name, default in (("bos", header.get("tokenizer.ggml.model") == "llama"), ("eos", False)):
+        index = header.get(f"tokenizer.ggml.{name}_token_id")
+        if header.get(f"tokenizer.ggml.add_{name}_token", default) and index is not None:
+            ends[name] = index
+    if not ends:
+        return None
+    special = {name: {"SpecialToken": {"id": tokens[index], "type_id": 0}} for name, index in ends.items()}
+
+    def around(*sequences: dict[str, Any]) -> list[dict[str, Any]]:
+        return (
+            [special[name] for name in ("bos",) if name in ends]
+            + [*sequences]
+            + [special[name] for name in ("eos",) if name in ends]
+        )
+
+    texts = [{"Sequence": {"id": part, "type_id": number}} for number, part in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": around(texts[0]),
+        "pair": around(texts[0]) + around(texts[1]),
+        "special_tokens": {
+            tokens[index]: {"id": tokens[index], "ids": [index], "tokens": [tokens[index]]} for index in ends.values()
+        },
+    }
+
+
+def _tokenizer_config(header: Header, tokens: list[str]) -> dict[str, Any]:
+    ids = {ours: header.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in NAMES.items()}
+    named = {f"{ours}_token": tokens[index] for ours, index in ids.items() if index is not None}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+
+
+def _generation_config(header: Header) -> dict[str, Any]:
+    ids = {name: header.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *STOPS)}
+    stops = list(dict.fromkeys(ids[name] for name in STOPS if ids[name] is not None))
+    found = {"bos_token_id": ids["bos"], "eos_token_id": stops or None}
+    return {key: value for key, value in found.items() if value is not None}
