@@ -1,15 +1,19 @@
 """Faults planted in exports, for the parity tests.
 
-Each makes a GGUF file that is wrong in one way, through the seams the exporter has: another architecture
-mapping, or an edited copy of the model folder.
+Each makes a GGUF file that is wrong in one way: through the seams the exporter has (another architecture mapping,
+or an edited copy of the model folder), or by writing an honest file once more with something in it changed.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import gguf
+import numpy as np
 
 from edgeft.console import silent_log
 from edgeft.export.gguf import write_gguf
@@ -74,3 +78,41 @@ def plant(fault: str, folder: Path, out: Path, ftype: str = "F16") -> Path:
 def edit(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(
+    source: Path,
+    out: Path,
+    *,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the GGUF file `source` once more as `out`, changed.
+
+    `keys` are new values of keys (None drops one; a callable is given the old value), `tensors` functions of
+    float32 tensors, `names` new names of tensors.
+    """
+    keys, tensors, names = keys or {}, tensors or {}, names or {}
+    reader = gguf.GGUFReader(source)
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert keys.keys() <= fields.keys()
+    assert tensors.keys() | names.keys() <= {tensor.name for tensor in reader.tensors}
+    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
+    with contextlib.closing(writer):
+        for key, field in fields.items():
+            value = keys.get(key, field.contents()) if key in keys else field.contents()
+            value = value(field.contents()) if callable(value) else value
+            if value is not None:
+                writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        for tensor in reader.tensors:
+            change = tensors.get(tensor.name)
+            name = names.get(tensor.name, tensor.name)
+            if change is None:
+                writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+            else:
+                writer.add_tensor(name, np.ascontiguousarray(change(tensor.data), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return out
