@@ -10,9 +10,9 @@ import click
 import pytest
 
 from edgeft import __version__
+from edgeft.bench.budgets import split_budget
 from edgeft.cli import COMMANDS, main
 from edgeft.cli._output import size, table
-from edgeft.cli.gate import _split
 from edgeft.cli.init import NAMES
 from edgeft.errors import GateFailed, RecipeError
 from edgeft.recipe_reader import read_recipe
@@ -231,7 +231,7 @@ def test_every_recipe_here_reads(repo_root: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_budgets_on_the_command_line(text: str, expected: tuple[str, str]) -> None:
-    assert _split(text) == expected
+    assert split_budget(text) == expected
 
 
 def test_tables_and_sizes() -> None:

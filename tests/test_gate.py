@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from edgeft.bench.baseline import Baseline, save_baseline
 from edgeft.bench.budgets import TASK_METRICS, known_gate_metrics, parse_budget
 from edgeft.bench.file import BenchSettings
-from edgeft.bench.gate import Measured, collect, judge
+from edgeft.bench.gate import Measured, Results, collect, judge, judge_results, read_results
 from edgeft.bench.metrics import known_metrics, score_texts
 from edgeft.errors import UsageError
 from edgeft.sections import Bench, TaskMetric
@@ -51,7 +53,12 @@ def test_parse(metric: str, text: str, op: str, limit: float) -> None:
         ("exact_match", ">= high", "is not a budget"),
         ("exact_match", ">= nan", "is not a budget"),
         ("exact_match", ">= 1e999", "is not a budget"),
-        ("exact_match", ">= 0.9 or so", "is not a budget"),
+        ("exact_match", ">= 0.9 or so", "unknown unit 'or' for this metric|is not a budget"),
+        ("exact_match", "<= baselines", "is not a budget"),
+        ("exact_match", "<= 0.9x", "unknown unit 'x' for this metric"),
+        ("exact_match", "<= baseline * 2", "is not a budget"),
+        ("exact_match", "<= baseline + 1MB", "unknown unit 'MB' for this metric"),
+        ("exact_match", "<= -1x baseline", "is not a budget"),
         ("exact_match", "=> 0.9", "is not a budget"),
         ("exact_match", ">= 8MB", r"unknown unit 'MB' for this metric; use %"),
         ("size_bytes", "<= 8mb", r"unknown unit 'mb' for this metric; use B, KB, MB, GB, KiB, MiB, GiB"),
@@ -83,6 +90,104 @@ def test_operators_at_the_edge(text: str, value: float, ok: bool, margin: float)
     (row,) = judge({"exact_match_drop": text}, {"exact_match_drop": Measured(value)}).rows
     assert row.ok is ok
     assert row.margin == pytest.approx(margin, abs=1e-12)
+
+
+HERE = {"cpu": "A", "n_cores": 4, "os": "Linux 6.1.0 x86_64", "backend": {"llama-cpp-python": "0.3.36"}}
+ELSEWHERE = HERE | {"cpu": "B"}
+STORED = {"decode_tokens_per_s": 100.0, "ttft_ms_p95": 80.0, "kl_mean": 0.010, "exact_match": 0.90, "size_bytes": 8e6}
+
+# The limits follow from STORED by hand: (metric, budget, measured, met, limit, words of the note).
+AGAINST_A_BASELINE: list[tuple[str, str, float | None, bool, float, str]] = [
+    ("decode_tokens_per_s", ">= 0.95x baseline", 96.0, True, 95.0, ""),
+    ("decode_tokens_per_s", ">= 0.95x baseline", 95.0, True, 95.0, ""),
+    ("decode_tokens_per_s", ">= 0.95x baseline", 94.9, False, 95.0, ""),
+    ("decode_tokens_per_s", "> 95% of baseline", 95.0, False, 95.0, ""),
+    ("decode_tokens_per_s", ">= baseline - 10 tokens/s", 91.0, True, 90.0, ""),
+    ("decode_tokens_per_s", ">= baseline", 99.0, False, 100.0, ""),
+    ("ttft_ms_p95", "<= 1.1x baseline", 88.0, True, 88.0, ""),
+    ("ttft_ms_p95", "<= 110% baseline", 89.0, False, 88.0, ""),
+    ("ttft_ms_p95", "<= baseline + 0.02s", 100.0, True, 100.0, ""),
+    ("ttft_ms_p95", "<=baseline+500us", 80.6, False, 80.5, ""),
+    ("kl_mean", "<= baseline + 0.005", 0.015, True, 0.015, ""),
+    ("kl_mean", "<= baseline + 0.005", 0.016, False, 0.015, ""),
+    ("exact_match", ">= baseline - 1%", 0.89, True, 0.89, ""),
+    ("exact_match", ">= baseline - 1%", 0.88, False, 0.89, ""),
+    ("exact_match", "== baseline", 0.90, True, 0.90, ""),
+    ("size_bytes", "<= 1x baseline", 8e6, True, 8e6, ""),
+    ("size_bytes", "<= baseline + 1MiB", 8e6 + 2**20 + 1, False, 8e6 + 2**20, ""),
+    ("kl_mean", "<= baseline", None, False, 0.010, "not measured"),
+    ("kl_p99", "<= baseline", 0.1, False, 0.0, "baseline.json has no kl_p99; save it again"),
+    ("size_bytes", "<= 8MB", 7e6, True, 8e6, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "text", "value", "met", "limit", "note"), AGAINST_A_BASELINE)
+def test_against_a_baseline(
+    tmp_path: Path, metric: str, text: str, value: float | None, met: bool, limit: float, note: str
+) -> None:
+    path = tmp_path / "baseline.json"
+    save_baseline(path, STORED, HERE, file="m.gguf")
+    measured = {} if value is None else {metric: Measured(value)}
+    (row,) = judge({metric: text}, measured, Baseline.read(path, HERE)).rows
+    assert row.ok is met
+    assert row.limit == pytest.approx(limit, rel=1e-12)
+    assert note in row.note
+    if value is not None and not note:
+        assert abs(row.margin or 0) == pytest.approx(abs(value - limit), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "met"),
+    [
+        ("decode_tokens_per_s", 1000.0, False),
+        ("ttft_ms_p95", 1.0, False),
+        ("kl_mean", 0.01, True),
+        ("size_bytes", 8e6, True),
+        ("exact_match", 0.9, True),
+    ],
+)
+def test_a_baseline_of_another_machine_is_refused_for_speed_only(
+    tmp_path: Path, metric: str, value: float, met: bool
+) -> None:
+    path = tmp_path / "baseline.json"
+    save_baseline(path, STORED, ELSEWHERE, file="m.gguf")
+    (row,) = judge({metric: ">= 1x baseline"}, {metric: Measured(value)}, Baseline.read(path, HERE)).rows
+    assert row.ok is met
+    assert ("of another machine (B, 4 cores, Linux x86_64" in row.note) is not met
+
+
+def test_a_budget_against_no_baseline() -> None:
+    with pytest.raises(UsageError, match="needs a baseline; give one with --baseline NAME"):
+        judge({"kl_mean": "<= baseline"}, {"kl_mean": Measured(0.01)})
+
+
+def test_any_measured_quantity_and_any_file() -> None:
+    measured = {"queue_wait_ms": Measured(7.0), "nano-Q4_K_M/kl_mean": Measured(0.03), "zest": Measured(2.0)}
+    budgets = {"queue_wait_ms": "<= 0.01s", "nano-Q4_K_M/kl_mean": "<= 0.02", "zest": ">= 2"}
+    assert [row.ok for row in judge(budgets, measured).rows] == [True, False, True]
+    with pytest.raises(UsageError, match=r"gate\.zeal: unknown metric"):
+        judge({"zeal": ">= 2"}, measured)
+
+
+def test_zero_samples_and_a_run_that_died_fail() -> None:
+    verdict = judge({"exact_match": ">= 0"}, {"exact_match": Measured(1.0, n=0, ci95=(0.0, 1.0))})
+    assert (verdict.passed, verdict.rows[0].note) == (False, "measured on zero samples")
+    died = Results("m.gguf", {"size_bytes": Measured(1.0)}, HERE, "the runtime was killed by SIGSEGV")
+    verdict = judge_results(died, {"size_bytes": "<= 8MB"})
+    assert not verdict.passed
+    assert verdict.rows[0].note == "the run died midway: the runtime was killed by SIGSEGV"
+
+
+def test_results_of_each_file_of_a_run(tmp_path: Path) -> None:
+    for stage in ("bench", "parity", "export"):
+        (tmp_path / stage).mkdir()
+    (tmp_path / "bench" / "bench.json").write_text('{"file": "a.gguf", "metrics": {"ttft_ms_p50": 3}}')
+    (tmp_path / "parity" / "parity.json").write_text('{"rows": [{"form": "a-Q8_0", "ok": true, "kl_mean": 0.5}]}')
+    (tmp_path / "export" / "files.json").write_text('[{"file": "a-Q8_0.gguf", "bytes": 9}]')
+    measured = read_results(tmp_path).measured
+    assert measured == {
+        "ttft_ms_p50": Measured(3.0), "a-Q8_0/kl_mean": Measured(0.5), "a-Q8_0/size_bytes": Measured(9.0)
+    }  # fmt: skip
 
 
 def test_margin_in_percent_of_the_limit() -> None:

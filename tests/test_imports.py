@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
-    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime",
+    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "runtime": ({"artifact", "errors"}, {"numpy", "llama_cpp", "jinja2"}),
     "bench": ({"artifact", "console", "errors", "runtime"}, {"numpy"}),
     "report": ({"errors"}, set()),
+    "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),
 }  # fmt: skip
 PARTS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
 

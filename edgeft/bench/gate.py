@@ -144,22 +144,23 @@ def read_results(path: Path) -> Results:
 def _of_each_file(run: Path) -> dict[str, Measured]:
     measured: dict[str, Measured] = {}
     if (forms := run / "parity" / "parity.json").is_file():
-        for row in _json(forms)["rows"]:
+        for row in read_json(forms)["rows"]:
             numbers = {name: value for name, value in row.items() if type(value) in (int, float)}
             measured |= {f"{row['form']}/{name}": Measured(float(value)) for name, value in numbers.items()}
     if (files := run / "export" / "files.json").is_file():
-        measured |= {f"{Path(e['file']).stem}/size_bytes": Measured(float(e["bytes"])) for e in _json(files)}
+        measured |= {f"{Path(e['file']).stem}/size_bytes": Measured(float(e["bytes"])) for e in read_json(files)}
     return measured
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = _json(path)
+    content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or not content.keys() & {"metrics", "forms"}:
         raise ArtifactError(f"{path}: not a result of edgeft; give a run's folder or its bench.json")
     return content
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Content of a result's JSON file. Raises ArtifactError when it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

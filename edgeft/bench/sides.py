@@ -1,0 +1,69 @@
+"""What `edgeft compare A B` compares: a model file, the file a run ships, or either in a git revision."""
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from edgeft.artifact import refused_writes
+from edgeft.bench.compare import Side
+from edgeft.bench.gate import read_json
+from edgeft.errors import ModelError, UsageError
+
+MODEL_SUFFIXES = (".gguf", ".onnx")
+LFS_POINTER = b"version https://git-lfs"
+
+
+def find_side(text: str, scratch: Path) -> Side:
+    """The side named by `text`: a path, or `REVISION:path` in the repository around the current folder.
+
+    What stands in a revision is unpacked below `scratch`. Raises ModelError where there is no such file or a
+    folder holds no single model file, UsageError for a revision or path that git does not know.
+    """
+    path = Path(text)
+    if not path.exists() and ":" in text:
+        path = _checked_out(text, scratch)
+    return Side(text, str(_model_file(path, text)))
+
+
+def _model_file(path: Path, text: str) -> Path:
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ModelError(f"{text}: a Git LFS pointer, not the model; fetch it with git lfs pull")
+        return path
+    if not path.is_dir():
+        raise ModelError(f"{text}: no such file; give a model file, a run's folder or REVISION:path")
+    if (path / "bench" / "bench.json").is_file():
+        measured = path / "export" / read_json(path / "bench" / "bench.json")["file"]
+        if measured.is_file():
+            return measured
+    found = sorted(file for suffix in MODEL_SUFFIXES for file in path.rglob(f"*{suffix}"))
+    if len(found) != 1:
+        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
+        raise ModelError(f"{text}: a folder with one model file is needed, it has: {names}; name the file")
+    return found[0]
+
+
+def _checked_out(text: str, scratch: Path) -> Path:
+    """Unpack `REVISION:path` (a file or a folder); `git archive` applies the filters of Git LFS as a checkout does."""
+    revision, _, inside = text.partition(":")
+    if not revision or not inside or revision.startswith("-"):
+        raise UsageError(f"{text}: neither a file nor REVISION:path")
+    top = _git("rev-parse", "--show-toplevel", what=text).decode().strip()
+    commit = _git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}", what=text).decode().strip()
+    archive = _git("-C", top, "archive", "--format=tar", commit, "--", inside, what=text)
+    target = scratch / commit
+    with refused_writes(target), tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(target, filter="data")
+    return target / PurePosixPath(inside)
+
+
+def _git(*words: str, what: str) -> bytes:
+    try:
+        return subprocess.run(("git", *words), capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise UsageError(f"{what}: git is not installed, so no revision can be read") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip()
+        raise UsageError(f"{what}: no such file, and git does not know it as REVISION:path ({said})") from None
