@@ -1,15 +1,19 @@
 """Faults planted in exported files: bisect finds each, and names the tensor, the key or the token."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgeft.console import silent_log
+from edgeft.errors import ParityFailed, UsageError
 from edgeft.export.gguf import quantize_gguf, write_gguf
 from edgeft.export.gguf.architectures import Architecture, Config, llama
 from edgeft.parity.bisect import bisect
@@ -236,3 +240,20 @@ def test_a_mapping_that_is_wrong_shows_in_a_layer(
     assert finding is not None
     assert (finding.kind, finding.name) == ("layer", name)
     assert said in finding.message
+
+
+def test_the_command_names_the_fault(models: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    folder, honest = models["llama"]
+    bad = rewrite(honest, tmp_path / "bad.gguf", names={K: V, V: K})
+    command = import_module("edgeft.cli.parity").command("parity", "Compare.")
+    result = CliRunner().invoke(command, [str(folder), str(honest), str(bad), "--bisect"])
+    assert isinstance(result.exception, ParityFailed)
+    assert str(result.exception) == f"not the model of {folder}: bad.gguf"
+    honest_line, bad_line = result.stdout.splitlines()
+    assert honest_line == "llama.gguf: nothing found: it is the model of the folder"
+    assert bad_line == f"bad.gguf: {K}: rows are not those of {K_SOURCE} but of {V_SOURCE}"
+    result = CliRunner().invoke(command, [str(folder), str(bad), "--bisect", "--json"])
+    assert json.loads(result.stdout)["bad.gguf"]["name"] == K
+    recipe = CliRunner().invoke(command, ["recipe.yaml", "--bisect"])
+    assert (recipe.exit_code, "--bisect wants the model folder" in recipe.output) == (2, True)
+    assert isinstance(CliRunner().invoke(command, [str(folder), "--bisect"]).exception, UsageError)

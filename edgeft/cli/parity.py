@@ -20,6 +20,7 @@ def command(name: str, text: str) -> click.Command:
     @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
     @click.option("--prompts", type=click.Path(path_type=Path), help="Chat JSONL. [a few built-in questions]")
     @click.option("--n-gen", type=click.IntRange(1), default=32, show_default=True, help="Tokens generated greedily.")
+    @click.option("--bisect", is_flag=True, help="Name the first key, token, tensor or layer that is wrong instead.")
     @click.option("--force", is_flag=True, help="Compare again (with a recipe).")
     @set_option
     @workdir_option
@@ -29,6 +30,7 @@ def command(name: str, text: str) -> click.Command:
         files: tuple[Path, ...],
         prompts: Path | None,
         n_gen: int,
+        bisect: bool,
         force: bool,
         overrides: tuple[str, ...],
         workdir: Path,
@@ -39,7 +41,11 @@ def command(name: str, text: str) -> click.Command:
 
             if files or prompts:
                 raise click.UsageError("with a recipe, files and prompts are the recipe's")
+            if bisect:
+                raise click.UsageError("--bisect wants the model folder and the files made from it")
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
+        elif bisect:
+            _bisect(target, files, prompts, as_json)
         else:
             _compare(target, files, prompts, n_gen, as_json)
 
@@ -66,3 +72,24 @@ def _compare(model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: 
         click.echo(render_table(parity))
     if parity["first_bad"]:
         raise ParityFailed(f"not the model of {model}; first bad: {parity['first_bad']}")
+
+
+def _bisect(model: Path, files: tuple[Path, ...], prompts: Path | None, as_json: bool) -> None:
+    from edgeft.console import terminal_log
+    from edgeft.errors import ParityFailed
+    from edgeft.extras import extra_needed
+    from edgeft.quiet import quiet_libraries
+
+    quiet_libraries()
+    with extra_needed("gguf,train"):
+        from edgeft.parity.files import bisect_files
+
+        findings = bisect_files(model, files, prompts=prompts, log=terminal_log())
+    bad = {file: finding for file, finding in findings.items() if finding}
+    if as_json:
+        print_json({file: finding and finding.to_json() for file, finding in findings.items()})
+    else:
+        for file, finding in findings.items():
+            click.echo(f"{file}: {finding.message if finding else 'nothing found: it is the model of the folder'}")
+    if bad:
+        raise ParityFailed(f"not the model of {model}: {', '.join(bad)}")

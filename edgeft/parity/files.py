@@ -7,7 +7,9 @@ from typing import Any
 
 from edgeft.console import Log
 from edgeft.errors import DataError, UsageError
+from edgeft.parity.bisect import bisect
 from edgeft.parity.compare import compare_forms
+from edgeft.parity.finding import Finding
 from edgeft.parity.forms import Prompt, gguf_form
 from edgeft.parity.torch_form import folder_form
 
@@ -50,9 +52,27 @@ def compare_files(
     """
     if not files:
         raise UsageError("no file to compare; name at least one GGUF file")
-    asked = read_prompts(prompts) if prompts else [_question(text) for text in QUESTIONS]
+    asked = _asked(prompts)
     sources = [folder_form("torch", model_dir), *(gguf_form(path.name, path, n_threads) for path in files)]
     return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
+
+
+def bisect_files(
+    model_dir: Path, files: Sequence[Path], *, prompts: Path | None = None, n_threads: int | None = None, log: Log
+) -> dict[str, Finding | None]:
+    """For each file, where it first leaves the folder it was made from; None where it does not.
+
+    `prompts` as of `compare_files`. Raises UsageError without files, DataError for prompts that cannot be used,
+    and what `bisect` raises.
+    """
+    if not files:
+        raise UsageError("no file to compare; name at least one GGUF file")
+    asked = _asked(prompts)
+    return {path.name: bisect(model_dir, path, asked, log, n_threads=n_threads) for path in files}
+
+
+def _asked(prompts: Path | None) -> list[Prompt]:
+    return read_prompts(prompts) if prompts else [_question(text) for text in QUESTIONS]
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -1,9 +1,11 @@
 """The importance matrix: llama.cpp is the oracle, of what it holds and of how it is stored."""
 
 import ctypes
+import json
 import os
 import struct
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgeft.console import silent_log
 from edgeft.errors import DataError, ModelError
@@ -223,3 +226,17 @@ def test_a_tensor_without_module_is_named(folder: Path, data: dict[str, Path]) -
     tensors = {"blk.0.attn_q.weight": ("model.layers.7.self_attn.q_proj.weight",)}
     with pytest.raises(ModelError, match=r"no module model\.layers\.7\.self_attn\.q_proj"):
         importance_of_folder(folder, tensors, **data, **LIMITS, log=silent_log())
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_the_command_writes_one(source: str, folder: Path, file: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "imatrix.gguf"
+    command = import_module("edgeft.cli.imatrix").command("imatrix", "Collect.")
+    model = folder if source == "folder" else file
+    options = ["--data", str(data["examples"]), "-o", str(out), "--max-tokens", "800", "--chunk-size", "128", "--json"]
+    result = CliRunner().invoke(command, [str(model), *options], catch_exceptions=False)
+    written = read_imatrix(out)
+    facts = {"file": str(out), "tensors": 14, "tokens": int(next(iter(written.counts.values())))}
+    assert json.loads(result.stdout) == {**facts, "datasets": ["train.jsonl", "canary.txt"]}
+    assert len(written.sums) == 14
+    assert 600 < facts["tokens"] <= 800
