@@ -119,8 +119,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, make it durable and rename it.
+
+    Not `durable`: a process that dies leaves `path` as it was, but a machine that loses power may not have the
+    content yet. For large files that can be made again, or that `write_manifest` will make durable.
 
     When the block raises, the temporary file is removed and `path` is as it was. Raises ArtifactError when
     the disk is full, read-only or forbidden.
@@ -130,9 +133,11 @@ def writing(path: Path) -> Iterator[Path]:
         with refused_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            sync(temporary)
+            if durable:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if durable:
+                sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -3,6 +3,7 @@
 The safetensors format: https://huggingface.co/docs/safetensors (a length, a JSON header, then raw bytes).
 """
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -43,22 +44,49 @@ class ModelFolder:
         text: str | None = token.get("content") if isinstance(token, dict) else token
         return text
 
-    @property
+    @functools.cached_property
     def token_ids(self) -> dict[str, int]:
         """Every token of the tokenizer and its id; added tokens win over equal entries of the vocabulary."""
         added = {token["content"]: token["id"] for token in self.tokenizer.get("added_tokens", [])}
-        vocabulary: dict[str, int] = self.tokenizer["model"].get("vocab", {})
-        return vocabulary | added
+        vocabulary = self.tokenizer["model"].get("vocab", {})
+        if isinstance(vocabulary, list):  # unigram: [text, score], in the order of the ids
+            vocabulary = {text: token for token, (text, _) in enumerate(vocabulary)}
+        return {**vocabulary, **added}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `start` is the byte offset in `file`."""
+    """Where a tensor lies: `start` is the byte offset in `file`. A row is what the last axis holds."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all matrices together; a vector is one."""
+        return math.prod(self.shape[:-1])
+
+    def raw_rows(self, first: int, last: int) -> np.ndarray:
+        """The bytes of the rows `first` to `last` (exclusive) as they are stored: uint8 (rows, row_bytes).
+
+        Raises ModelError when the file has become shorter.
+        """
+        row_bytes = math.prod(self.shape[-1:]) * np.dtype(DTYPES[self.dtype]).itemsize
+        data = np.fromfile(self.file, np.uint8, (last - first) * row_bytes, offset=self.start + first * row_bytes)
+        if data.size != (last - first) * row_bytes:
+            raise ModelError(f"{self.file}: became shorter while it was read; copy it again")
+        return data.reshape(last - first, row_bytes)
+
+    def read(self) -> np.ndarray:
+        """The whole tensor: float32 or float16 as stored, bfloat16 and float64 as float32."""
+        flat = self.raw_rows(0, self.n_rows).reshape(-1).view(DTYPES[self.dtype])
+        if self.dtype == "BF16":
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        elif self.dtype == "F64":
+            flat = flat.astype(np.float32)
+        return flat.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -70,14 +98,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`: float32 or float16 as stored, bfloat16 and float64 as float32."""
-        stored = self.tensors[name]
-        count = math.prod(stored.shape)
-        flat = np.fromfile(stored.file, DTYPES[stored.dtype], count, offset=stored.start)
-        if stored.dtype == "BF16":
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
-        elif stored.dtype == "F64":
-            flat = flat.astype(np.float32)
-        return flat.reshape(stored.shape)
+        return self.tensors[name].read()
 
 
 def read_folder(path: Path) -> ModelFolder:
@@ -115,8 +136,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise _no_weights(path)
     tensors: dict[str, StoredTensor] = {}
     for name in names:
-        tensors |= _read_header(path / name)
+        tensors |= read_safetensors(path / name)
     return Checkpoint(path, tensors)
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, each checked to lie whole inside it; nothing but the header is read.
+
+    Raises ModelError when the file is missing, damaged or cut short.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if size < 8 or n_header > min(MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"{path}: damaged or cut short ({size} bytes); copy or save it again")
+            header = json.loads(file.read(n_header))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: the shard {path.name} is missing") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ModelError(f"{path}: damaged (its header is not JSON); copy or save it again") from None
+    header.pop("__metadata__", None)
+    return {name: _stored(path, name, entry, 8 + n_header, size) for name, entry in header.items()}
 
 
 class _Config(dict[str, Any]):
@@ -165,25 +208,6 @@ def _no_weights(path: Path) -> ModelError:
         f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{path}')"
         f".save_pretrained('{path}')\""
     )
-
-
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, each checked to lie whole inside it."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            if size < 8 or n_header > min(MAX_HEADER_BYTES, size - 8):
-                raise ModelError(f"{path}: damaged or cut short ({size} bytes); copy or save it again")
-            header = json.loads(file.read(n_header))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent}: the shard {path.name} is missing") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ModelError(f"{path}: damaged (its header is not JSON); copy or save it again") from None
-    header.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + n_header, size) for name, entry in header.items()}
 
 
 def _stored(path: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> StoredTensor:

@@ -14,6 +14,8 @@ from edgeft.quant.ggml import GgmlType
 
 ROWS = np.random.default_rng(3).standard_normal((6, 512)).astype(np.float32)
 IMPORTANCE = np.random.default_rng(4).random(512).astype(np.float32) + 0.01
+SLOW_TO_START = ("IQ1_S", "IQ1_M", "IQ2_XS", "IQ2_S")
+"""ggml makes tables for them at first use, 2 to 10 s each."""
 PACKED_BY_GGUF_PY = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 
 
@@ -24,7 +26,14 @@ def test_packs_as_gguf_py_does(name: str) -> None:
     assert np.array_equal(ggml.quantize(ROWS, kind), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in ggml.TESTED_TYPES if name != "F32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW_TO_START else ())
+        for name in ggml.TESTED_TYPES
+        if name != "F32"
+    ],
+)
 def test_what_is_packed_reads_as_gguf_py_reads_it(name: str) -> None:
     kind = GgmlType[name]
     packed = ggml.quantize(ROWS, kind, IMPORTANCE)

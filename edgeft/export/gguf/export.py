@@ -1,18 +1,31 @@
 """All GGUF files wanted of one model folder."""
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeft.console import Log
 from edgeft.errors import UsageError
-from edgeft.export.folder import Checkpoint, open_checkpoint
-from edgeft.export.gguf.quantize import QUANTIZED_FTYPES, quantize_gguf
-from edgeft.export.gguf.write import WRITTEN_FTYPES, write_gguf
+from edgeft.export.gguf.stream import Rounder
+from edgeft.export.gguf.tensor_types import FTYPES
+from edgeft.export.gguf.write import write_gguf
+from edgeft.quant.ggml import GgmlType
+from edgeft.quant.imatrix import Imatrix
 
-LOSSLESS = {"F32": "F32", "F64": "F32", "F16": "F16", "BF16": "BF16"}
-"""The type of a GGUF file that holds a checkpoint of this type without rounding (F64: as torch holds it)."""
+
+@dataclass(frozen=True)
+class Settings:
+    """How one file is quantized, beyond llama.cpp's rules for its ftype; see `write_gguf`.
+
+    `ftype` is llama.cpp's file type behind a name of our own (`auto`): its rules hold for what `types` leaves
+    out, and its number stands in the file.
+    """
+
+    imatrix: Imatrix | None = None
+    types: Mapping[str, GgmlType] | None = None
+    rounder: Rounder | None = None
+    ftype: str | None = None
 
 
 def export_gguf(
@@ -24,53 +37,42 @@ def export_gguf(
     provenance: Mapping[str, str],
     log: Log,
     texts: Iterable[str] = (),
+    adapter: Path | None = None,
+    settings: Mapping[str, Settings] | None = None,
+    n_threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Write `out/<name>-<ftype>.gguf` for each of `ftypes`, in order; returns one record a file.
 
-    Quantized files are made from one that holds the weights without rounding, so that they are rounded once;
-    it is written once, and kept only where it is among `ftypes`. A record has `file`, `format`, `ftype`,
-    `bytes` and `fallbacks` (tensors llama.cpp stored in another type, see `quantize_gguf`). Raises UsageError
-    for an unknown ftype before anything is written, and what `write_gguf` and `quantize_gguf` raise.
+    Every file is made from the weights themselves, the LoRA adapter in `adapter` folded in; `settings` are by
+    ftype. A record has `file`, `format`, `ftype`, `bytes` and `fallbacks` (tensors that do not fit the blocks of
+    their type, see `write_gguf`). Raises UsageError for an unknown ftype before anything is written, and what
+    `write_gguf` raises.
     """
-    known = (*WRITTEN_FTYPES, *QUANTIZED_FTYPES)
-    if unknown := [ftype for ftype in ftypes if ftype not in known]:
-        raise UsageError(f"unknown ftype {', '.join(unknown)}; known: {', '.join(known)}")
+    of = {ftype: (settings or {}).get(ftype, Settings()) for ftype in ftypes}
+    if unknown := [ftype for ftype, setting in of.items() if (setting.ftype or ftype) not in FTYPES]:
+        raise UsageError(f"unknown ftype {', '.join(unknown)}; known: {', '.join(FTYPES)}")
     texts = list(texts)
-    files = {ftype: out / f"{name}-{ftype}.gguf" for ftype in ftypes}
-
-    def write(ftype: str, path: Path) -> None:
-        write_gguf(model_dir, path, ftype=ftype, name=name, provenance=provenance, log=log, texts=texts)
-
-    fallbacks: dict[str, dict[str, str]] = {}
-    for ftype in ftypes:
-        if ftype in WRITTEN_FTYPES:
-            write(ftype, files[ftype])
-    quantized = [ftype for ftype in ftypes if ftype in QUANTIZED_FTYPES]
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as temporary:
-        if quantized:
-            lossless = _lossless_ftype(open_checkpoint(model_dir))
-            source = files.get(lossless, Path(temporary) / f"{lossless}.gguf")
-            if lossless not in files:
-                write(lossless, source)
-        for ftype in quantized:
-            fallbacks[ftype] = quantize_gguf(source, files[ftype], ftype)
-            log.say(f"{ftype}: quantized from {lossless}{_told(fallbacks[ftype])}")
-    return [
-        {
-            "file": path.name,
-            "format": "gguf",
-            "ftype": ftype,
-            "bytes": path.stat().st_size,
-            "fallbacks": fallbacks.get(ftype, {}),
-        }
-        for ftype, path in files.items()
-    ]
-
-
-def _lossless_ftype(checkpoint: Checkpoint) -> str:
-    """The smallest ftype that holds every matrix without rounding."""
-    needed = {LOSSLESS[tensor.dtype] for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
-    return needed.pop() if len(needed) == 1 else "F32"
+    records = []
+    for ftype, setting in of.items():
+        path = out / f"{name}-{ftype}.gguf"
+        fallbacks = write_gguf(
+            model_dir,
+            path,
+            ftype=setting.ftype or ftype,
+            name=name,
+            provenance=provenance,
+            log=log,
+            texts=texts,
+            adapter=adapter,
+            imatrix=setting.imatrix,
+            types=setting.types,
+            rounder=setting.rounder,
+            n_threads=n_threads,
+        )
+        log.say(f"{ftype}: {path.name}{_told(fallbacks)}")
+        size = path.stat().st_size
+        records.append({"file": path.name, "format": "gguf", "ftype": ftype, "bytes": size, "fallbacks": fallbacks})
+    return records
 
 
 def _told(fallbacks: Mapping[str, str]) -> str:

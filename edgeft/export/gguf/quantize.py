@@ -1,4 +1,4 @@
-"""Smaller GGUF files, made by llama.cpp's own quantizer."""
+"""Smaller GGUF files of a GGUF file, made by llama.cpp's own quantizer: a model folder needs no such step."""
 
 import ctypes
 import os
@@ -9,14 +9,9 @@ import llama_cpp
 
 from edgeft.artifact import writing
 from edgeft.errors import RuntimeFault, UsageError
+from edgeft.export.gguf.tensor_types import FTYPES, file_type
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.llama_vocabulary import captured_log
-
-QUANTIZED_FTYPES = (
-    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-    "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-)  # fmt: skip
-"""Types that need no importance matrix, largest first."""
 
 FELL_BACK = re.compile(r"warning: (\S+) +- ncols.*?required for type +(\S+?)\).*?falling back to +(\S+)")
 
@@ -26,14 +21,14 @@ def quantize_gguf(src: Path, out: Path, ftype: str, *, n_threads: int | None = N
 
     Returns the tensors whose rows do not divide into blocks of their type, each with what llama.cpp took
     instead: `{"blk.0.attn_q.weight": "q4_K -> q5_0"}`. The same input gives the same bytes. Raises UsageError
-    for an unknown ftype, ModelError when `src` is no GGUF file, RuntimeFault when llama.cpp fails.
+    for an unknown ftype, ModelError when `src` is no GGUF file, RuntimeFault when llama.cpp refuses or fails.
     """
-    if ftype not in QUANTIZED_FTYPES:
-        raise UsageError(f"unknown ftype {ftype}; known: {', '.join(QUANTIZED_FTYPES)}")
+    if ftype not in FTYPES:
+        raise UsageError(f"unknown ftype {ftype}; known: {', '.join(FTYPES)}")
     check_gguf(src)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ftype}")
+    params.ftype = file_type(ftype)
     params.nthread = n_threads or 0
     with writing(out) as temporary:
         with captured_log() as log:

@@ -1,39 +1,32 @@
-"""Writing a GGUF file from a model folder, one tensor in memory at a time."""
+"""Writing a GGUF file from a model folder in one pass over its weights."""
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 
 from edgeft.artifact import writing
 from edgeft.console import Log
 from edgeft.errors import ModelError, UsageError
+from edgeft.export.adapter import read_adapter
 from edgeft.export.folder import Checkpoint, open_checkpoint, read_folder
-from edgeft.export.gguf.architectures import Architecture, Metadata, TensorRule
-from edgeft.export.gguf.architectures.layout import lay_out
+from edgeft.export.gguf.architectures import Architecture, Metadata
+from edgeft.export.gguf.architectures.layout import Layout, lay_out
+from edgeft.export.gguf.header import Slot, encode_header, padded, slots_of
+from edgeft.export.gguf.stream import Rounder, Target, Weights, round_with_ggml, stream
+from edgeft.export.gguf.tensor_types import INPUT_AND_OUTPUT, choose_types, fallbacks, file_type, needs_importance
 from edgeft.export.gguf.verify import verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
+from edgeft.quant import ggml
+from edgeft.quant.ggml import GgmlType
+from edgeft.quant.imatrix import Imatrix
 
-WRITTEN_FTYPES = {
-    "F32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
-    "F16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "BF16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
-}
-"""The types `write_gguf` writes, smaller ones are `quantize_gguf`'s: the matrices' type, the file's."""
-
-BYTES_PER_WEIGHT = {GGMLQuantizationType.F32: 4, GGMLQuantizationType.F16: 2, GGMLQuantizationType.BF16: 2}
-F16_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    rule: TensorRule
-    kind: GGMLQuantizationType
+LOSSLESS = {"F32": GgmlType.F32, "F64": GgmlType.F32, "F16": GgmlType.F16, "BF16": GgmlType.BF16}
+"""The type of a GGUF file that holds a checkpoint of this type without rounding (F64: as torch holds it)."""
 
 
 def write_gguf(
@@ -46,93 +39,128 @@ def write_gguf(
     log: Log,
     texts: Iterable[str] = (),
     architecture: Architecture | None = None,
-) -> None:
-    """Write the model folder `model_dir` as the GGUF file `out`.
+    adapter: Path | None = None,
+    imatrix: Imatrix | None = None,
+    types: Mapping[str, GgmlType] | None = None,
+    rounder: Rounder | None = None,
+    n_threads: int | None = None,
+) -> dict[str, str]:
+    """Write the model folder `model_dir` as the GGUF file `out`, in the types llama.cpp has for `ftype`.
 
-    `ftype` is one of WRITTEN_FTYPES; vectors are always F32, as in llama.cpp's own converter. `name` becomes
-    `general.name`, `provenance` the keys `edgeft.<key>`. The same arguments give the same bytes. `out`
-    appears only when the file is whole and llama.cpp was seen to tokenize a set of strings, and `texts`, as
-    transformers does. `architecture` replaces the one config.json names.
+    The weights are read once, a few rows at a time, the LoRA adapter in the folder `adapter` folded in, and
+    packed by `n_threads` threads (None: one a core). They are rounded once, from float32: every tensor is, byte
+    for byte, what llama-quantize makes of the file that holds the checkpoint without rounding (BF16 of a bfloat16
+    one, F16 of float16, else F32). `imatrix` weighs the error of the columns; `types` are types of single
+    tensors in the stead of llama.cpp's rules; `rounder` packs rows instead of ggml's quantizers.
 
-    Raises UsageError for another ftype; ModelError for an unsupported architecture or tokenizer, missing,
-    damaged or pickled weights, and where the ids differ; ArtifactError when the disk refuses.
+    `name` becomes `general.name`, `provenance` the keys `edgeft.<key>`. The same arguments give the same bytes,
+    whatever the threads. `out` appears only when the file is whole and llama.cpp was seen to tokenize a set of
+    strings, and `texts`, as transformers does. `architecture` replaces the one config.json names.
+
+    Returns the tensors whose rows do not divide into blocks of their type, with the type taken instead:
+    `{"blk.0.attn_q.weight": "q4_K -> q5_0"}`. Raises UsageError for an unknown ftype, or one that needs an
+    importance matrix without one; ModelError for an unsupported architecture, tokenizer or adapter, missing,
+    damaged or pickled weights, an importance matrix of another model, and where the ids differ; ArtifactError
+    when the disk refuses.
     """
-    if ftype not in WRITTEN_FTYPES:
-        raise UsageError(f"ftype {ftype}: a model folder can be written as {', '.join(WRITTEN_FTYPES)}")
     folder = read_folder(model_dir)
     layout = lay_out(folder, open_checkpoint(model_dir), architecture)
-    kind, file_type = WRITTEN_FTYPES[ftype]
-    plan = [_Planned(rule, GGMLQuantizationType.F32 if len(rule.shape) < 2 else kind) for rule in layout.rules]
+    chosen = choose_types(
+        ftype,
+        [(rule.name, rule.shape) for rule in layout.rules],
+        layout.hyperparameters,
+        importance=imatrix is not None,
+        source=_lossless_type(layout.checkpoint),
+        types=types,
+    )
+    targets = _targets(ftype, layout, {name: choice.kind for name, choice in chosen.items()}, imatrix)
     metadata: Metadata = {
+        "general.architecture": layout.architecture,
         "general.type": "model",
         "general.name": name,
-        "general.file_type": int(file_type),
+        "general.file_type": file_type(ftype),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        **_imatrix_metadata(imatrix),
         **{f"edgeft.{key}": value for key, value in sorted(provenance.items())},
         **layout.hyperparameters,
         **vocabulary_metadata(folder, layout.n_vocab),
     }
-    with writing(out) as temporary:
-        _write(temporary, layout.architecture, metadata, layout.checkpoint, plan, log)
-        verify_vocabulary(temporary, folder, texts)
+    weights = _weights(layout, adapter)
+    with writing(out, durable=False) as temporary, begin_file(temporary, metadata, targets) as (file, start):
+        verify_vocabulary(temporary, folder, texts)  # needs no weights, and may refuse: before the long part
+        n_millions = sum(math.prod(rule.shape) for rule in layout.rules) // 1_000_000
+        with log.progress(f"{ftype}: writing {name}", n_millions, "million weights") as done:
+            stream(file, start, targets, weights, rounder or round_with_ggml, n_threads or n_cores(), done)
+    return fallbacks(chosen)
 
 
-def _write(path: Path, name: str, metadata: Metadata, checkpoint: Checkpoint, plan: list[_Planned], log: Log) -> None:
-    writer = gguf.GGUFWriter(path, name)
-    with contextlib.closing(writer):
-        _write_with(writer, metadata, checkpoint, plan, log)
+@contextmanager
+def begin_file(path: Path, metadata: Metadata, targets: Sequence[Target]) -> Iterator[tuple[int, int]]:
+    """Create the file in its full length, its tensors still empty; yields a descriptor, and where the first begins."""
+    header = encode_header(metadata, [target.slot for target in targets])
+    last = targets[-1].slot
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + padded(last.start + last.n_bytes))
+        file.flush()
+        yield file.fileno(), len(header)
 
 
-def _write_with(
-    writer: gguf.GGUFWriter, metadata: Metadata, checkpoint: Checkpoint, plan: list[_Planned], log: Log
-) -> None:
-    for key, value in metadata.items():
-        _add(writer, key, value)
-    for planned in plan:
-        shape, n_bytes = planned.rule.shape, BYTES_PER_WEIGHT[planned.kind]
-        size = int(np.prod(shape)) * n_bytes
-        writer.add_tensor_info(planned.rule.name, shape, np.dtype(np.float32), size, raw_dtype=planned.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    with log.progress(f"writing {metadata['general.name']}", len(plan), "tensors") as progress:
-        for done, planned in enumerate(plan, 1):
-            writer.write_tensor_data(_data(checkpoint, planned))
-            progress.update(done)
+def n_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        item = {
-            bool: GGUFValueType.BOOL,
-            int: GGUFValueType.INT32,
-            float: GGUFValueType.FLOAT32,
-            str: GGUFValueType.STRING,
-        }[type(value[0])]
-        writer.add_key_value(key, value, GGUFValueType.ARRAY, item)
+def _weights(layout: Layout, adapter: Path | None) -> Weights:
+    if adapter is None:
+        return Weights(layout.checkpoint)
+    tied = all(rule.name != "output.weight" for rule in layout.rules)
+    return Weights(layout.checkpoint, read_adapter(adapter, layout.checkpoint.tensors, tied=tied))
 
 
-def _data(checkpoint: Checkpoint, planned: _Planned) -> np.ndarray:
-    """The bytes of one tensor in its type."""
-    rule = planned.rule
-    tensor = np.ascontiguousarray(rule.change(*map(checkpoint.read, rule.sources)))
-    if planned.kind == GGMLQuantizationType.F16:
-        largest = float(np.abs(tensor).max(initial=0.0))
-        if largest > F16_MAX:
-            raise ModelError(
-                f"{checkpoint.path}: {' + '.join(rule.sources)} holds {largest:g}, too large for F16; "
-                "export BF16 instead"
+def _lossless_type(checkpoint: Checkpoint) -> GgmlType:
+    """The smallest float type that holds every matrix without rounding."""
+    needed = {LOSSLESS[tensor.dtype] for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
+    return needed.pop() if len(needed) == 1 else GgmlType.F32
+
+
+def _targets(ftype: str, layout: Layout, kinds: Mapping[str, GgmlType], imatrix: Imatrix | None) -> list[Target]:
+    """Every tensor with its place and importance."""
+    rules = layout.rules
+    sizes = [
+        math.prod(rule.shape[:-1]) * ggml.row_bytes(kinds[rule.name], math.prod(rule.shape[-1:])) for rule in rules
+    ]
+    slots = slots_of((r.name, r.shape, kinds[r.name], size) for r, size in zip(rules, sizes, strict=True))
+    return [Target(rule, slot, _importance(ftype, slot, imatrix)) for rule, slot in zip(rules, slots, strict=True)]
+
+
+def _importance(ftype: str, slot: Slot, imatrix: Imatrix | None) -> np.ndarray | None:
+    """How much the columns of a quantized tensor count: (E, cols), or None where the matrix has nothing on it."""
+    if ggml.block_size(slot.kind) == 1:
+        return None
+    found = imatrix.importance(slot.name) if imatrix else None
+    if found is None:
+        if needs_importance(ftype, slot.name, slot.kind):
+            raise UsageError(
+                f"{ftype}: the importance matrix has nothing on {slot.name}, which {slot.kind.name} cannot do without; "
+                "make it of this model"
             )
-        return tensor.astype(np.float16)
-    if planned.kind == GGMLQuantizationType.BF16:
-        bits: np.ndarray = gguf.quantize(tensor.astype(np.float32), GGMLQuantizationType.BF16)
-        return bits
-    return tensor.astype(np.float32)
+        return None
+    wanted = (math.prod(slot.shape[:-2]), slot.shape[-1])
+    if found.size == math.prod(wanted):
+        return found.reshape(wanted)
+    if slot.name in INPUT_AND_OUTPUT[:-1]:
+        return None  # as in llama-quantize: embeddings are looked up, not multiplied
+    raise ModelError(
+        f"the importance matrix has {found.shape} on {slot.name}, which is {slot.shape}; make it of this model"
+    )
+
+
+def _imatrix_metadata(imatrix: Imatrix | None) -> Metadata:
+    if imatrix is None:
+        return {}
+    return {
+        "quantize.imatrix.dataset": ", ".join(imatrix.datasets),
+        "quantize.imatrix.entries_count": len(imatrix.sums),
+        "quantize.imatrix.chunks_count": imatrix.n_chunks,
+    }
