@@ -138,7 +138,9 @@ def read_plan(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         kinds = plan.types
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a mix plan ({type(error).__name__}: {error}); plan again") from None
-    for name, kind in kinds.items() if shapes is not None else ():
+    if shapes is None:
+        return plan
+    for name, kind in kinds.items():
         if name not in shapes or _bytes_or_none(kind, shapes[name]) != tensors[name].n_bytes:
             raise ArtifactError(f"{path}: made for another model: {name} does not fit; plan again")
     return plan
@@ -179,7 +181,7 @@ class _Tables:
 
     def choices(self, useful: Mapping[str, list[Option]], unit: int, budget: int) -> dict[str, Option]:
         chosen = {}
-        for (name, options), taken in zip(reversed(useful.items()), reversed(self.taken), strict=True):
+        for (name, options), taken in zip(reversed(list(useful.items())), reversed(self.taken), strict=True):
             chosen[name] = options[taken[budget]]
             budget -= _units(chosen[name], options, unit)
         return {name: chosen[name] for name in useful}
