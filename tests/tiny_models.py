@@ -38,7 +38,6 @@ LONG = {
     "partial_rotary_factor": 0.75,
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-    "original_max_position_embeddings": 128,
 }
 
 
@@ -59,7 +58,17 @@ MULTIPLIERS = {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 ENCODER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+POSITIONS = {"max_position_embeddings": N_CONTEXT, "layer_norm_eps": 1e-3}
+MODERN = {**ENCODER, "num_hidden_layers": 4, "max_position_embeddings": N_CONTEXT, "norm_eps": 1e-3} | {
+    "local_attention": 16,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 3000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+LAST_NORMS, LAST_GAIN = ("model.norm.weight", "transformer.ln_f.weight"), 8.0
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {**SMALL, **WIDE, **rope(20000.0), "attention_bias": True, "mlp_bias": True}),
@@ -82,7 +91,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**GEMMA, "num_hidden_layers": 7, "sliding_window": 24, "rope_parameters": GEMMA3_ROPE},
     ),
     "phi3": ("Phi3ForCausalLM", {**SMALL, "sliding_window": 200, **rope(2e4)}),
-    "phi4-mini": ("Phi3ForCausalLM", {**SMALL, "rope_parameters": LONG, "tie_word_embeddings": True}),
+    "phi4-mini": (
+        "Phi3ForCausalLM",
+        {**SMALL, "original_max_position_embeddings": 128, "rope_parameters": LONG, "tie_word_embeddings": True},
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": N_CONTEXT, "layer_norm_epsilon": 1e-3}
@@ -93,6 +105,24 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """name -> (class of transformers, fields of its configuration)"""
 
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertModel", {**ENCODER, **QUIET, **POSITIONS}),
+    "bert, classifier": ("BertForSequenceClassification", {**ENCODER, **QUIET, **POSITIONS, "num_labels": 3}),
+    "roberta": ("RobertaModel", {**ENCODER, **QUIET, **POSITIONS}),
+    "roberta, classifier": ("RobertaForSequenceClassification", {**ENCODER, **QUIET, **POSITIONS, "num_labels": 3}),
+    "distilbert": (
+        "DistilBertModel",
+        {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": N_CONTEXT}
+        | {"dropout": 0.0, "attention_dropout": 0.0},
+    ),
+    "nomic_bert": ("NomicBertModel", {**ENCODER, **QUIET, **POSITIONS, **rope(500.0)}),
+    "modernbert": ("ModernBertModel", MODERN),
+    "modernbert, classifier": (
+        "ModernBertForSequenceClassification",
+        {**MODERN, "num_labels": 3, "classifier_pooling": "mean"},
+    ),
+}
+
 
 def make_model(folder: Path, kind: str, *, seed: int = 0, **fields: Any) -> Path:
     """Write the model `kind`, a key of DECODERS or ENCODERS, with its tokenizer to `folder`; returns it.
@@ -102,9 +132,14 @@ def make_model(folder: Path, kind: str, *, seed: int = 0, **fields: Any) -> Path
     import torch
     import transformers
 
-    name, chosen = DECODERS[kind]
+    name, chosen = (DECODERS | ENCODERS)[kind]
     tokenizer = tiny_tokenizer()
+    if name.startswith("Qwen2"):  # transformers splits text by Qwen's rule whatever the folder says
+        rules = transformers.Qwen2Tokenizer().backend_tokenizer
+        tokenizer.backend_tokenizer.pre_tokenizer = rules.pre_tokenizer
+        tokenizer.backend_tokenizer.normalizer = rules.normalizer
     model_class = getattr(transformers, name)
+    transformers.utils.logging.disable_progress_bar()
     tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
     config = model_class.config_class(**tokens | chosen | fields)
     with torch.random.fork_rng(devices=[]):
@@ -117,15 +152,21 @@ def make_model(folder: Path, kind: str, *, seed: int = 0, **fields: Any) -> Path
 
 
 def enliven(model: Any) -> None:
-    """Draw every weight anew: matrices so that a layer keeps the size of what it gets, norms around what they
-    multiply by at first, biases around zero."""
+    """Draw every weight anew, so that a layer changes what it gets and the next token depends on the whole text.
+
+    Embeddings are small beside what the layers add (a tied head would else repeat the last token), and the last
+    norm is large, so that the logits have a clear maximum. No norm is one and no bias zero.
+    """
     import torch
 
+    n_vocab = model.config.vocab_size
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0.0, 1.3 * parameter.shape[-1] ** -0.5)
+                parameter.normal_(0.0, 0.05 if len(parameter) == n_vocab else 1.3 * parameter.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.3)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            if name in LAST_NORMS:
+                parameter.add_(LAST_GAIN)

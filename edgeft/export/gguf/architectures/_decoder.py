@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 """transformers' defaults that most decoders share."""
 
-ALIASES = (("layers.", "model.layers."), ("embed_tokens.", "model.embed_tokens."), ("norm.", "model.norm."))
+RENAMES = ((r"^(layers|embed_tokens|norm)\.", r"model.\1."),)
 """Names in a checkpoint of the model without its head."""
 
 IGNORED = ("*.rotary_emb.inv_freq", "lm_head.weight")

@@ -15,6 +15,11 @@ def require(config: Config, key: str, *allowed: Any) -> None:
         )
 
 
+def changed(config: Config, fields: Config) -> Config:
+    """`config` with other `fields`, and still of the class that says in words which key is missing."""
+    return type(config)({**config, **fields})
+
+
 def context_within(config: Config, window: int | None) -> int:
     """Tokens of context of a model whose sliding `window` llama.cpp does not have.
 

@@ -2,25 +2,28 @@
 
 from edgeft.export.gguf.architectures.base import Config, Metadata
 
+OLDER_KEYS = ("sliding_window_pattern", "global_attn_every_n_layers")
+"""Where files without `layer_types` say how many layers make a period."""
 
-def sliding_metadata(config: Config, *, pattern: int, window: str = "sliding_window") -> Metadata:
-    """The window, in tokens, and which layers have it.
 
-    `pattern` is the graph's own: every `pattern`-th layer sees everything. The layers are written only where
-    they are others; `window` is the key of config.json that has the tokens.
+def sliding_metadata(config: Config, window: int, *, every: int, dense_first: bool = False) -> Metadata:
+    """The `window`, in tokens, and which layers have it; nothing where none has.
+
+    In the graph one layer of `every` sees everything: the first of them (`dense_first`) or the last. Which layers
+    slide is written only where they are others. config.json has `layer_types`, or in older files the number.
     """
-    slides = sliding_layers(config, pattern)
-    if not any(slides):
-        return {}
-    metadata: Metadata = {"attention.sliding_window": config[window]}
-    if slides != [(layer + 1) % pattern != 0 for layer in range(len(slides))]:
-        metadata["attention.sliding_window_pattern"] = slides
-    return metadata
+    n_layers = config["num_hidden_layers"]
 
+    def slides(every: int) -> list[bool]:
+        return [layer % every != (0 if dense_first else every - 1) for layer in range(n_layers)]
 
-def sliding_layers(config: Config, pattern: int) -> list[bool]:
-    """Whether each layer has the window; without `layer_types`, by `sliding_window_pattern` or `pattern`."""
     if config.get("layer_types"):
-        return [kind == "sliding_attention" for kind in config["layer_types"]]
-    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or pattern
-    return [(layer + 1) % period != 0 for layer in range(config["num_hidden_layers"])]
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+    else:
+        sliding = slides(next((config[key] for key in OLDER_KEYS if key in config), every))
+    if not any(sliding):
+        return {}
+    metadata: Metadata = {"attention.sliding_window": window}
+    if sliding != slides(every):
+        metadata["attention.sliding_window_pattern"] = sliding
+    return metadata

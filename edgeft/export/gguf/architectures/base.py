@@ -10,8 +10,9 @@ import numpy as np
 Config = dict[str, Any]
 """config.json, with `Architecture.defaults` filled in."""
 
-Metadata = dict[str, int | float | bool | str | list[str] | list[int] | list[float] | list[bool]]
-"""GGUF keys and values: int is written as uint32, float as float32, lists as arrays of int32, float32, …"""
+Metadata = dict[str, int | float | bool | str | bytes | list[str] | list[int] | list[float] | list[bool]]
+"""GGUF keys and values: int is written as uint32, float as float32, lists as arrays of int32, float32, …, bytes as
+one of uint8."""
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -64,9 +65,9 @@ class Architecture:
     """What transformers takes for keys that config.json may leave out."""
     section: str | None = None
     """The key of config.json under which the text model is described; None: config.json itself."""
-    aliases: tuple[tuple[str, str], ...] = ()
-    """Other beginnings of tensor names in checkpoints, each with the one `tensors` uses."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """Other spellings of tensor names in checkpoints: regular expressions, each with what to put instead."""
     ignored: tuple[str, ...] = ()
-    """Tensors of the checkpoint (after `aliases`, `*` for anything) that the file does not hold."""
+    """Tensors of the checkpoint (after `renames`, `*` for anything) that the file does not hold."""
     other_files: Callable[[Path], Metadata] = no_keys
     """Keys read from other files of the model folder, named as those of `hyperparameters`."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     attention,
     decoder_metadata,
     embeddings,
@@ -56,7 +56,10 @@ def hyperparameters(config: Config) -> Metadata:
         if not config[ours]:
             raise ModelError(f"config.json: no {ours}: llama.cpp's graph for gemma2 always caps; it has no switch")
         caps[ours] = float(config[ours])
-    return gemma_metadata(config) | caps | sliding_metadata(config, pattern=2)
+    sliding = sliding_metadata(config, config["sliding_window"], every=2)
+    if not sliding:
+        raise ModelError("config.json: no layer has the sliding window; llama.cpp's graph for gemma2 always slides")
+    return gemma_metadata(config) | caps | sliding
 
 
 def gemma_metadata(config: Config) -> Metadata:
@@ -89,6 +92,6 @@ ARCHITECTURE = Architecture(
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
 )

@@ -7,10 +7,9 @@ from edgeft.export.gguf.architectures import gemma3_text
 ARCHITECTURE = replace(
     gemma3_text.ARCHITECTURE,
     section="text_config",
-    aliases=(
-        ("language_model.model.", "model."),
-        ("model.language_model.", "model."),
-        ("language_model.lm_head.", "lm_head."),
+    renames=(
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+        (r"^language_model\.lm_head\.", "lm_head."),
     ),
     ignored=(
         *gemma3_text.ARCHITECTURE.ignored,

@@ -1,4 +1,5 @@
-"""Gemma3ForCausalLM as llama.cpp's `gemma3`: norms on the heads, another rotation in the sliding layers.
+"""Gemma3ForCausalLM as llama.cpp's `gemma3`: norms on the heads, five layers of six sliding, with a
+rotation of their own.
 
 Checked against llama.cpp's `conversion/gemma.py` and `src/models/gemma3.cpp`, and by comparing logits.
 """
@@ -14,14 +15,11 @@ from edgeft.export.gguf.architectures._sliding import sliding_metadata
 from edgeft.export.gguf.architectures.base import Config, Metadata, TensorRule
 from edgeft.export.gguf.architectures.qwen3 import HEAD_NORMS
 
-PATTERN = 6
-"""Every sixth layer sees everything."""
-
 
 def hyperparameters(config: Config) -> Metadata:
     """The `gemma3.…` keys. Raises ModelError for settings that llama.cpp's graph does not have."""
     require(config, "attn_logit_softcapping", None)
-    metadata = gemma2.gemma_metadata(config) | sliding_metadata(config, pattern=PATTERN)
+    metadata = gemma2.gemma_metadata(config) | sliding_metadata(config, config["sliding_window"], every=6)
     if config["final_logit_softcapping"]:
         metadata["final_logit_softcapping"] = float(config["final_logit_softcapping"])
     if "attention.sliding_window" in metadata:

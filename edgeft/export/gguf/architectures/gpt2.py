@@ -13,8 +13,6 @@ from edgeft.export.gguf.architectures.base import Architecture, Config, Metadata
 GELU_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 """Names of the one approximation of GELU that llama.cpp has."""
 
-HEADLESS = ("h.", "wte.", "wpe.", "ln_f.")
-
 
 def hyperparameters(config: Config) -> Metadata:
     """The `gpt2.…` keys. Raises ModelError for settings that llama.cpp's graph does not have."""
@@ -79,6 +77,6 @@ ARCHITECTURE = Architecture(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
-    aliases=tuple((name, f"transformer.{name}") for name in HEADLESS),
+    renames=((r"^(h|wte|wpe|ln_f)\.", r"transformer.\1."),),
     ignored=("*.attn.bias", "*.attn.masked_bias", "lm_head.weight"),
 )

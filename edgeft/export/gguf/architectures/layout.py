@@ -1,5 +1,6 @@
 """From a model folder to the list of what its GGUF file holds."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -64,9 +65,8 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, St
     """The tensors of the checkpoint, each under the name the architecture's rules use."""
 
     def name_of(stored: str) -> str:
-        for alias, usual in architecture.aliases:
-            if stored.startswith(alias):
-                return usual + stored.removeprefix(alias)
+        for other, usual in architecture.renames:
+            stored = re.sub(other, usual, stored)
         return stored
 
     return {name_of(name): tensor for name, tensor in checkpoint.tensors.items()}

@@ -6,9 +6,9 @@ Checked against llama.cpp's `conversion/llama.py` and `src/models/llama.cpp`, an
 from collections.abc import Iterator
 
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     attention,
     decoder_metadata,
     embeddings,
@@ -45,6 +45,6 @@ ARCHITECTURE = Architecture(
     hyperparameters=hyperparameters,
     tensors=tensors,
     defaults=DEFAULTS,
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
 )

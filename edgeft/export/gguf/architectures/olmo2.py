@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     attention,
     decoder_metadata,
     embeddings,
@@ -57,6 +57,6 @@ ARCHITECTURE = Architecture(
     hyperparameters=hyperparameters,
     tensors=tensors,
     defaults={**DEFAULTS, "rms_norm_eps": 1e-5},
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
 )

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     decoder_metadata,
     embeddings,
     linear,
@@ -19,7 +19,7 @@ from edgeft.export.gguf.architectures._decoder import (
     sizes_of,
 )
 from edgeft.export.gguf.architectures._rope import longrope_factors, rope_metadata, rope_parameters
-from edgeft.export.gguf.architectures._settings import context_within, require
+from edgeft.export.gguf.architectures._settings import changed, context_within, require
 from edgeft.export.gguf.architectures.base import Architecture, Config, Metadata, TensorRule
 from edgeft.export.gguf.architectures.llama import NORMS
 
@@ -58,7 +58,7 @@ def _renamed(config: Config) -> Config:
     """`config` with the scaling under the name it has today."""
     rope = rope_parameters(config)
     rope["rope_type"] = OLDER_NAMES.get(rope["rope_type"], rope["rope_type"])
-    return {**config, "rope_parameters": rope}
+    return changed(config, {"rope_parameters": rope})
 
 
 ARCHITECTURE = Architecture(
@@ -66,6 +66,6 @@ ARCHITECTURE = Architecture(
     hyperparameters=hyperparameters,
     tensors=tensors,
     defaults={**DEFAULTS, "original_max_position_embeddings": 4096, "sliding_window": None},
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
 )

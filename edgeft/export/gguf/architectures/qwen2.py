@@ -6,9 +6,9 @@ Checked against llama.cpp's `conversion/qwen.py` and `src/models/qwen2.cpp`, and
 from collections.abc import Iterator
 
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     attention,
     decoder_metadata,
     embeddings,
@@ -56,7 +56,7 @@ ARCHITECTURE = Architecture(
     hyperparameters=hyperparameters,
     tensors=tensors,
     defaults={**QWEN_DEFAULTS, "num_key_value_heads": 32},
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
     other_files=pooling_metadata,
 )

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures._decoder import (
-    ALIASES,
     DEFAULTS,
     IGNORED,
+    RENAMES,
     attention,
     decoder_metadata,
     embeddings,
@@ -63,6 +63,6 @@ ARCHITECTURE = Architecture(
         "no_rope_layers": None,
         "no_rope_layer_interval": 4,
     },
-    aliases=ALIASES,
+    renames=RENAMES,
     ignored=IGNORED,
 )
