@@ -12,10 +12,13 @@ cause is one of these; anything else that escapes is a bug of ours and stays a t
     ├── ModelError       exit 1   a model folder or file cannot be used
     ├── TrainingError    exit 1   training cannot go on (NaN loss, out of memory, nothing to learn from)
     ├── RuntimeFault     exit 1   a runtime (llama.cpp, onnxruntime) refused or failed
+    │   └── RunCutShort  exit 1   it failed midway; what it had done is kept
     ├── DataRejected     exit 3   data was read and found faulty
     └── GateFailed       exit 3   a budget is not met
         └── ParityFailed exit 3   an exported form is not the model that was trained
 """
+
+from typing import Any
 
 
 class EdgeftError(Exception):
@@ -62,6 +65,14 @@ class TrainingError(EdgeftError):
 
 class RuntimeFault(EdgeftError):
     """A runtime refused a file or failed while running it."""
+
+
+class RunCutShort(RuntimeFault):
+    """A runtime failed midway; `partial` is what it had done until then."""
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
 
 
 class GateFailed(EdgeftError):

@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         TORCH | {"sklearn"},
     ),
     "runtime": ({"artifact", "errors"}, {"numpy", "llama_cpp", "jinja2"}),
-    "bench": ({"artifact", "console", "errors", "runtime"}, {"numpy"}),
+    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml"}),
     "report": ({"errors"}, set()),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),
 }  # fmt: skip

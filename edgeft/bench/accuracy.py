@@ -9,8 +9,8 @@ from edgeft.bench.examples import Example
 from edgeft.bench.metrics import Score, score_texts
 
 if TYPE_CHECKING:
+    from edgeft.bench.backends import Runner
     from edgeft.console import Log
-    from edgeft.runtime import Model
 
 FINISHED, CUT, TOO_LONG = "stop", "length", "prompt_too_long"
 
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: "Model", examples: Sequence[Example], metrics: Sequence[str], *, max_new_tokens: int, log: "Log"
+    model: "Runner", examples: Sequence[Example], metrics: Sequence[str], *, max_new_tokens: int, log: "Log"
 ) -> Evaluation:
     """Let `model` answer every example greedily and score the answers.
 
@@ -81,9 +81,19 @@ def evaluate(
     answers = []
     with log.progress("accuracy", len(examples), "examples") as progress:
         for done, example in enumerate(examples, 1):
-            answers.append(_answer(model, example, max_new_tokens))
+            answers.append(answer(model, example, max_new_tokens))
             progress.update(done)
     return score_answers(examples, answers, metrics, time.perf_counter() - started)
+
+
+def answer(model: "Runner", example: Example, max_new_tokens: int) -> Answer:
+    """The greedy answer to one example, see `evaluate`."""
+    tools = list(example.tools) if example.tools else None
+    prompt = model.tokenize(model.render(list(example.prompt), tools=tools))
+    limit = min(max_new_tokens, model.n_ctx - len(prompt))
+    if limit < 1:
+        return refused_answer(len(prompt))
+    return finished_answer(model.generate(prompt, max_new_tokens=limit), len(prompt), limit, model.detokenize)
 
 
 def score_answers(
@@ -107,12 +117,3 @@ def finished_answer(
 def refused_answer(n_prompt: int) -> Answer:
     """The Answer to a prompt that does not fit the context window."""
     return Answer("", TOO_LONG, n_prompt, 0)
-
-
-def _answer(model: "Model", example: Example, max_new_tokens: int) -> Answer:
-    tools = list(example.tools) if example.tools else None
-    prompt = model.tokenize(model.render(list(example.prompt), tools=tools))
-    limit = min(max_new_tokens, model.n_ctx - len(prompt))
-    if limit < 1:
-        return refused_answer(len(prompt))
-    return finished_answer(model.generate(prompt, max_new_tokens=limit), len(prompt), limit, model.detokenize)

@@ -1,18 +1,22 @@
-"""Accuracy and speed of one model file: what `edgeft bench FILE --data test.jsonl` and the bench stage do."""
+"""Accuracy and speed of one model: what `edgeft bench FILE` and the bench stage do."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeft import runtime
-from edgeft.bench.accuracy import Evaluation, evaluate
+from edgeft.bench import backends, roofline
+from edgeft.bench.accuracy import Evaluation
+from edgeft.bench.answers import evaluate_file
+from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example, take
-from edgeft.bench.latency import LatencyPlan, Measurement, measure
-from edgeft.errors import ModelError
+from edgeft.bench.latency import SILENCE_S, LatencyPlan, Measurement, measure
+from edgeft.errors import RunCutShort, RuntimeFault
 
 if TYPE_CHECKING:
     from edgeft.console import Log
+
+UNANSWERED = Evaluation(0, (), (), (), (), 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,17 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Accuracy and speed of the file called `file`."""
+    """Accuracy and speed of the file called `file`; the accuracy is over 0 examples where none was asked for.
+
+    Not `complete`: the runtime failed midway as `failure` says, and this is what was measured before.
+    """
 
     file: str
     evaluation: Evaluation
     measurement: Measurement
+    roofline: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    failure: str = ""
 
     def flat(self) -> dict[str, float]:
         """The numbers budgets can be set on, by name."""
@@ -44,24 +54,66 @@ class BenchResult:
         """Content of bench.json; the answers are `evaluation.predictions()`."""
         return {
             "file": self.file,
+            "complete": self.complete,
+            "failure": self.failure,
             "metrics": self.flat(),
             "accuracy": self.evaluation.to_json(),
             "latency": self.measurement.to_json(),
+            "roofline": self.roofline,
         }
 
 
 def bench_file(
-    path: Path, examples: Sequence[Example], settings: BenchSettings, *, seed: int = 42, log: "Log"
+    path: Path,
+    examples: Sequence[Example],
+    settings: BenchSettings,
+    setup: Setup | None = None,
+    *,
+    seed: int = 42,
+    scored: bool = True,
+    with_roofline: bool = True,
+    silence_s: float = SILENCE_S,
+    log: "Log",
 ) -> BenchResult:
-    """Measure speed in a child process, then accuracy on the examples (`settings.limit` drawn by `seed`).
+    """Measure speed, then accuracy on the examples (`settings.limit` drawn by `seed`), each in a child process.
 
-    Speed comes first: a file that crashes its runtime then takes the child down and not this process. Raises
-    ModelError when there is no such file, RuntimeFault and UsageError as `measure` and `evaluate` do.
+    Without examples, or not `scored`, only speed is measured; the plan's synthetic lengths need none. `setup` says
+    how the model is opened; its context and threads are those of `settings`. Raises RunCutShort, which holds the
+    BenchResult so far, when the runtime fails midway; ModelError when there is no such model; RuntimeFault and
+    UsageError as `measure` does.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the path of an exported model file")
-    measurement = measure(path, examples, settings.latency, n_ctx=settings.n_ctx, n_threads=settings.n_threads, log=log)
-    chosen = take(examples, settings.limit, seed)
-    with runtime.load(path, n_ctx=settings.n_ctx, n_threads=settings.n_threads) as model:
-        evaluation = evaluate(model, chosen, settings.metrics, max_new_tokens=settings.max_new_tokens, log=log)
-    return BenchResult(path.name, evaluation, measurement)
+    setup = replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)
+    backends.find(path, setup.backend)
+    try:
+        measurement = measure(path, examples, settings.latency, setup, log=log, silence_s=silence_s)
+    except RunCutShort as error:
+        cut: Measurement = error.partial
+        partial = BenchResult(path.name, UNANSWERED, cut, complete=False, failure=str(error))
+        raise RunCutShort(str(error), partial) from error
+    result = BenchResult(path.name, UNANSWERED, measurement)
+    if with_roofline:
+        result = replace(result, roofline=_roofline(measurement, setup, log))
+    chosen = take(examples, settings.limit, seed) if scored else []
+    if not chosen:
+        return result
+    try:
+        limit = settings.max_new_tokens
+        evaluation = evaluate_file(
+            path, chosen, settings.metrics, setup, max_new_tokens=limit, log=log, silence_s=silence_s
+        )
+    except RuntimeFault as error:
+        answered = error.partial if isinstance(error, RunCutShort) else UNANSWERED
+        partial = replace(result, evaluation=answered, complete=False, failure=str(error))
+        raise RunCutShort(str(error), partial) from error
+    return replace(result, evaluation=evaluation)
+
+
+def _roofline(measurement: Measurement, setup: Setup, log: "Log") -> dict[str, Any]:
+    """Bounds and shares, see `roofline.shares`; `absent` says why there are none."""
+    if setup.uses_gpu:
+        return {"absent": "only the processor's bounds are measured, and a GPU took part"}
+    if measurement.work is None:
+        return {"absent": "the backend does not say what the model reads and multiplies"}
+    peaks = roofline.machine(measurement.host["n_threads"], log)
+    work = roofline.Work(**measurement.work)
+    return roofline.shares(peaks, work, measurement.summary(), measurement.mean_position())

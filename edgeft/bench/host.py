@@ -1,31 +1,62 @@
 """The machine a measurement was made on: without it numbers mean nothing. Its name is not kept."""
 
+import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgeft.errors import UsageError
+
+CPU = Path("/sys/devices/system/cpu")
 # Module prefix of a runtime's backend -> the distribution whose version is reported.
 BACKENDS = {"llama_cpp": "llama-cpp-python", "onnxruntime": "onnxruntime"}
 
 
 def describe_host() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, system, Python, frequency governor; None: not known."""
+    """Processor, cores this process may use, memory, system, Python, frequency governor, turbo; None: not known."""
     return {
         "cpu": _cpu_name(),
         "n_cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "governor": _first_line(CPU / "cpu0/cpufreq/scaling_governor"),
+        "turbo": _turbo(),
     }
 
 
 def backend_versions() -> dict[str, str]:
     """{distribution: version} of the runtime libraries loaded in this process."""
-    return {name: metadata.version(name) for module, name in BACKENDS.items() if module in sys.modules}
+    return versions(name for module, name in BACKENDS.items() if module in sys.modules)
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """{distribution: version} of those that are installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def pin(cpus: Sequence[int]) -> None:
+    """Keep this process, and every thread it starts from here on, on the cores `cpus`; none: leave it as it is.
+
+    Raises UsageError for cores this process may not use, and where the system cannot pin.
+    """
+    if not cpus:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("--cpus: this system cannot pin a process to cores; leave it out")
+    allowed = os.sched_getaffinity(0)
+    if not set(cpus) <= allowed:
+        asked, known = (",".join(map(str, sorted(some))) for some in (set(cpus) - allowed, allowed))
+        raise UsageError(f"--cpus: this process may not use core {asked}; it may use {known}")
+    os.sched_setaffinity(0, cpus)
 
 
 def load_average() -> float | None:
@@ -51,6 +82,12 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _turbo() -> bool | None:
+    """Whether cores may run above their base frequency: `boost` of cpufreq, `no_turbo` of intel_pstate."""
+    boost, no_turbo = _first_line(CPU / "cpufreq/boost"), _first_line(CPU / "intel_pstate/no_turbo")
+    return boost == "1" if boost is not None else no_turbo == "0" if no_turbo is not None else None
 
 
 def _cpu_name() -> str:

@@ -1,136 +1,234 @@
-"""The child process of `latency.measure`: an order (JSON) comes on stdin, events (JSON lines) go to stdout.
+"""The child process that loads models: an order (one line of JSON) comes on stdin, events (JSON lines) go to stdout.
 
+{"event": "loaded", "load_ms": 41.2, "host": {...}, ...}
 {"event": "progress", "done": 3}
-{"event": "error", "kind": "ModelError", "message": "..."}
-{"event": "result", "measurement": {...}}
+{"event": "run", "run": {...}}                                    task speed: a `latency.Run`
+{"event": "answer", "answer": {...}}                              task answers: an `accuracy.Answer`
+{"event": "measured", ...}                                        task speed: what is known when all runs are done
+{"event": "error", "kind": "ModelError", "message": "..."}        the last event, or
+{"event": "done"}
 """
 
 import itertools
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgeft.bench import host
+from edgeft.bench import backends, energy, host, memory
+from edgeft.bench.backends import Backend, Setup
+from edgeft.bench.noise import Watch
 from edgeft.errors import EdgeftError, RuntimeFault, UsageError
 
 if TYPE_CHECKING:
-    from edgeft.runtime import Model
+    from edgeft.bench.backends import Runner
 
-Load = Callable[[], "Model"]
+Load = Callable[[], "Runner"]
+Say = Callable[..., None]
 
 
 def main() -> int:
-    """Measure as ordered and return the exit code."""
-    order = json.load(sys.stdin)
+    """Do as ordered and return the exit code."""
+    order = json.loads(sys.stdin.readline())
     events = _private_stdout()
 
     def say(event: str, **content: Any) -> None:
         print(json.dumps({"event": event, **content}), file=events, flush=True)
 
     try:
-        say("result", measurement=_measure_file(order, lambda done: say("progress", done=done)))
+        setup = Setup.from_json(order["setup"])
+        host.pin(setup.cpus)  # before any library starts its threads
+        {"speed": _speed, "load": _load, "answers": _answers}[order["task"]](order, setup, say)
+        say("done")
     except EdgeftError as error:
         say("error", kind=type(error).__name__, message=str(error))
     return 0
 
 
-def measure_model(
-    load: Load, prompts: list[dict[str, Any]], plan: dict[str, int], report: Callable[[int], None]
-) -> dict[str, Any]:
-    """Load, run and time a model: the content of a `Measurement` but for the host and the size.
+@dataclass(frozen=True)
+class Case:
+    """A prompt to time: `n_gen` tokens are generated after the ids that `ids()` makes inside the clock."""
 
-    `prompts` are Examples and `plan` is a LatencyPlan, as plain data; `report` gets the number of runs done,
-    warm-up included. Raises UsageError when no prompt fits the context window.
-    """
-    model, load_ms = _timed(load)
-    loads = [load_ms]
+    index: int
+    n_gen: int
+    ids: Callable[[], list[int]]
+
+
+def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
+    path, plan = Path(order["path"]), order["plan"]
+    backend, load = _opener(path, setup)
+    page_cache = _forget(path)
+    before = host.load_average()
+    model, load_ms = timed(load)
+    work = backend.work(path, model)
+    facts = {
+        **host.describe_host(),
+        "backend": host.versions(backend.DISTRIBUTIONS),
+        "setup": asdict(setup),
+        "n_threads": model.n_threads,
+        "n_ctx": model.n_ctx,
+        "load_average_before": before,
+    }
     try:
-        fitting, left_out = _fitting(model, prompts, plan["n_gen"])
-        runs: list[dict[str, Any]] = []
-        done = 0
-        for round_ in range(-plan["warmup"], plan["repetitions"]):
-            for index in fitting:
-                run = {"prompt": index, "repetition": round_, **_run(model, prompts[index], plan["n_gen"])}
-                if round_ >= 0:
-                    runs.append(run)
-                done += 1
-                report(done)
-        settings = {"n_threads": model.n_threads, "n_ctx": model.n_ctx}
+        cases, left_out = cases_of(model, order["prompts"], plan)
+        say(
+            "loaded",
+            load_ms=load_ms,
+            page_cache=page_cache,
+            host=facts,
+            n_gen=max(case.n_gen for case in cases),
+            left_out=left_out,
+            work=work and asdict(work),
+            size_bytes=memory.size_bytes(path),
+            bundle_bytes=memory.bundle_bytes(path),
+        )
+        counted = run_cases(model, cases, plan, say, gpu=setup.uses_gpu)
         peak = host.peak_rss_bytes()
     finally:
         model.close()
-    for _ in range(plan["reloads"]):
-        again, load_ms = _timed(load)
-        again.close()
-        loads.append(load_ms)
-    return {
-        "load_ms": loads,
-        "runs": runs,
-        "n_gen": plan["n_gen"],
-        "left_out": left_out,
-        "peak_rss_bytes": peak,
-        "host": settings,
-    }
+    after = {"load_average_after": host.load_average()}
+    loads = [load_ms, *(_loaded_again(load) for _ in range(plan["reloads"]))]
+    say("measured", load_ms=loads, peak_rss_bytes=peak, host=after, **counted)
 
 
-def _measure_file(order: dict[str, Any], report: Callable[[int], None]) -> dict[str, Any]:
+def _load(order: dict[str, Any], setup: Setup, say: Say) -> None:
     path = Path(order["path"])
-    before = host.load_average()
-
-    def load() -> "Model":
-        from edgeft import runtime  # inside the clock: an app pays for this import as well
-
-        return runtime.load(path, n_ctx=order["n_ctx"], n_threads=order["n_threads"])
-
-    measured = measure_model(load, order["prompts"], order["plan"], report)
-    measured["host"] |= {
-        **host.describe_host(),
-        "backend": host.backend_versions(),
-        "load_average_before": before,
-        "load_average_after": host.load_average(),
-    }
-    return {**measured, "size_bytes": path.stat().st_size}
+    _, load = _opener(path, setup)
+    _forget(path)
+    model, load_ms = timed(load)
+    say("loaded", load_ms=load_ms)
+    model.close()
 
 
-def _fitting(model: "Model", prompts: list[dict[str, Any]], n_gen: int) -> tuple[list[int], int]:
-    """Indices of the prompts that fit the context window with n_gen tokens, and how many do not."""
-    lengths = [len(model.tokenize(_render(model, prompt))) for prompt in prompts]
-    fitting = [index for index, length in enumerate(lengths) if length + n_gen <= model.n_ctx]
+def _answers(order: dict[str, Any], setup: Setup, say: Say) -> None:
+    from edgeft.bench.accuracy import answer
+    from edgeft.bench.examples import Example
+
+    _, load = _opener(Path(order["path"]), setup)
+    model = load()
+    say("loaded")
+    try:
+        for content in order["prompts"]:
+            example = Example(tuple(content["prompt"]), "", content["tools"] and tuple(content["tools"]))
+            say("answer", answer=asdict(answer(model, example, order["max_new_tokens"])))
+    finally:
+        model.close()
+
+
+def cases_of(model: "Runner", prompts: list[dict[str, Any]], plan: dict[str, Any]) -> tuple[list[Case], int]:
+    """The plan's cases that fit the context window, and how many prompts do not.
+
+    Raises UsageError when no prompt fits, or one of the synthetic lengths does not.
+    """
+    if plan["synthetic"]:
+        return [_synthetic(model, index, *lengths) for index, lengths in enumerate(plan["synthetic"])], 0
+    n_gen = plan["n_gen"]
+    cases = [Case(index, n_gen, _tokenizer(model, prompt)) for index, prompt in enumerate(prompts)]
+    lengths = [len(case.ids()) for case in cases]
+    fitting = [case for case, length in zip(cases, lengths, strict=True) if length + n_gen <= model.n_ctx]
     if not fitting:
         raise UsageError(
             f"no prompt leaves room for {n_gen} tokens in a context of {model.n_ctx} (shortest prompt: "
             f"{min(lengths, default=0)} tokens); raise bench.n_ctx or lower bench.latency.n_gen"
         )
-    return fitting, len(prompts) - len(fitting)
+    return fitting, len(cases) - len(fitting)
 
 
-def _run(model: "Model", prompt: dict[str, Any], n_gen: int) -> dict[str, Any]:
-    """One prompt answered once: the content of a `Run` but for its place."""
-    started = time.perf_counter()
-    ids = model.tokenize(_render(model, prompt))
+def run_cases(
+    model: "Runner", cases: list[Case], plan: dict[str, Any], say: Say, *, gpu: bool = False
+) -> dict[str, Any]:
+    """Warm up, then answer every case `repetitions` times; fields of a Measurement, the runs said as they come."""
+    total = 0
+
+    def progress() -> None:
+        nonlocal total
+        total += 1
+        say("progress", done=total)
+
+    for _ in range(plan["warmup"]):
+        for case in cases:
+            run_once(model, case)
+            progress()
+    watch, meter, pss = Watch(), energy.meter(gpu=gpu), memory.pss_bytes()
+    for repetition in range(plan["repetitions"]):
+        for case in cases:
+            run = run_once(model, case)
+            meter.tick()
+            pss = max(filter(None, (pss, memory.pss_bytes())), default=None)
+            say("run", run={"prompt": case.index, "repetition": repetition, **run})
+            progress()
+    return {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": pss}
+
+
+def run_once(model: "Runner", case: Case) -> dict[str, Any]:
+    """One prompt answered once: the content of a `Run` but for its place.
+
+    Raises RuntimeFault when the runtime gives another number of tokens than was asked for.
+    """
+    started, cpu_started = time.perf_counter(), time.process_time()
+    ids = case.ids()
     tokenized = time.perf_counter()
-    times = [time.perf_counter() for _ in model.stream(ids, max_new_tokens=n_gen, ignore_eos=True)]
-    if len(times) != n_gen:
-        raise RuntimeFault(f"the runtime generated {len(times)} tokens instead of {n_gen}")
+    tokens = model.stream(ids, max_new_tokens=case.n_gen, ignore_eos=True)
+    times = [time.perf_counter() for _ in itertools.islice(tokens, 1)]
+    cpu_first = time.process_time()
+    times += [time.perf_counter() for _ in tokens]
+    cpu_last = time.process_time()
+    if len(times) != case.n_gen:
+        raise RuntimeFault(f"the runtime generated {len(times)} tokens instead of {case.n_gen}")
     return {
         "n_prompt": len(ids),
         "ttft_ms": _ms(times[0] - started),
         "prefill_ms": _ms(times[0] - tokenized),
         "itl_ms": [_ms(after - before) for before, after in itertools.pairwise(times)],
+        "prefill_cpu_ms": _ms(cpu_first - cpu_started),
+        "decode_cpu_ms": _ms(cpu_last - cpu_first),
     }
 
 
-def _render(model: "Model", prompt: dict[str, Any]) -> str:
-    return model.render(list(prompt["prompt"]), tools=prompt["tools"])
-
-
-def _timed(load: Load) -> tuple["Model", float]:
+def timed(load: Load) -> tuple["Runner", float]:
+    """The loaded model, and the milliseconds it took."""
     started = time.perf_counter()
     return load(), _ms(time.perf_counter() - started)
+
+
+def _opener(path: Path, setup: Setup) -> tuple[Backend, Load]:
+    """The backend of the file, and how it is opened; the runtime is imported there, as an app would."""
+    backend = backends.find(path, setup.backend)
+    return backend, lambda: backend.open_model(path, setup)
+
+
+def _forget(path: Path) -> dict[str, Any]:
+    """Empty the page cache of the model's files, as far as the system lets us; what is known of it before the load."""
+    files = memory.files_of(path)
+    evicted = memory.evict(files)
+    return {"evicted": evicted, "cached_share_before": memory.cached_share(files)}
+
+
+def _loaded_again(load: Load) -> float:
+    again, load_ms = timed(load)
+    again.close()
+    return load_ms
+
+
+def _tokenizer(model: "Runner", prompt: dict[str, Any]) -> Callable[[], list[int]]:
+    return lambda: model.tokenize(model.render(list(prompt["prompt"]), tools=prompt["tools"]))
+
+
+def _synthetic(model: "Runner", index: int, n_prompt: int, n_gen: int) -> Case:
+    """`n_prompt` random tokens, the same ones every time."""
+    if n_prompt + n_gen > model.n_ctx:
+        raise UsageError(
+            f"{n_prompt} prompt tokens and {n_gen} generated ones do not fit a context of {model.n_ctx}; "
+            "raise --n-ctx (as far as the model goes) or ask for shorter ones"
+        )
+    draw = random.Random(index)
+    ids = [draw.randrange(model.n_vocab) for _ in range(n_prompt)]
+    return Case(index, n_gen, lambda: ids)
 
 
 def _ms(seconds: float) -> float:

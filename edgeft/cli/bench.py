@@ -1,4 +1,4 @@
-"""`edgeft bench RECIPE`, or `edgeft bench FILE.gguf --data test.jsonl` on a device without the recipe."""
+"""`edgeft bench RECIPE`, or `edgeft bench MODEL --data test.jsonl` on a device without the recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -8,21 +8,67 @@ import click
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
 from edgeft.cli._output import print_json
 
+TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
+PLACE = ("backend", "n_gpu_layers", "providers", "device", "cpus")
+
+
+class Lengths(click.ParamType[tuple[int, int]]):
+    """`128:64`: prompt tokens and generated tokens."""
+
+    name = "N_PROMPT:N_GEN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(n_prompt, n_gen); a usage error for any other form."""
+        if isinstance(value, tuple):
+            return value
+        first, _, second = str(value).partition(":")
+        if not (first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+            self.fail(f"{value!r} is not two counts of tokens; write them like 128:64", param, ctx)
+        return int(first), int(second)
+
+
+class Cores(click.ParamType[tuple[int, ...]]):
+    """`0,2` or `0-3`: numbers of processor cores."""
+
+    name = "CORES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Sorted core numbers; a usage error for any other form."""
+        if isinstance(value, tuple):
+            return value
+        cores: set[int] = set()
+        for part in str(value).split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()):
+                self.fail(f"{value!r} is not a list of cores; write one like 0,2 or 0-3", param, ctx)
+            cores |= set(range(int(first), int(last or first) + 1))
+        return tuple(sorted(cores))
+
 
 def command(name: str, text: str) -> click.Command:
     """The click command `edgeft bench`."""
 
-    @click.command(name, help=f"{text}\n\nTARGET is a recipe (its exported file is measured) or a model file.")
+    @click.command(name, help=f"{text}\n\nTARGET is a recipe (its exported file is measured), a model file or folder.")
     @click.argument("target", type=click.Path(path_type=Path))
     @click.option("--data", type=click.Path(path_type=Path), help="Chat JSONL with the expected answers.")
     @click.option("--metric", "metrics", multiple=True, help="What is scored; repeatable. [exact_match]")
     @click.option("--limit", type=click.IntRange(1), help="Examples to score. [all]")
+    @click.option("--speed-only", is_flag=True, help="Time the prompts of --data and score nothing.")
     @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
     @click.option("--n-ctx", type=click.IntRange(8), help="Context window, in tokens.")
     @click.option("--n-threads", type=click.IntRange(1), help="CPU threads.")
+    @click.option("--cpus", type=Cores(), help="Run on these cores only, e.g. 0,2 or 0-3.")
     @click.option("--prompts", type=click.IntRange(1), help="Prompts timed.")
     @click.option("--n-gen", type=click.IntRange(2), help="Tokens generated after each timed prompt.")
+    @click.option("--synthetic", type=Lengths(), multiple=True, help="Time random tokens instead, e.g. 128:64.")
     @click.option("--repetitions", type=click.IntRange(1), help="Times each prompt is timed.")
+    @click.option("--cold-loads", type=click.IntRange(1), help="Processes that load the file from the disk.")
+    @click.option("--backend", help="Runtime: llama, onnx or torch. [by the file]")
+    @click.option("--n-gpu-layers", type=click.IntRange(-1), help="Layers llama.cpp puts on a GPU; -1: all.")
+    @click.option("--provider", "providers", multiple=True, help="onnxruntime's execution provider; repeatable.")
+    @click.option("--device", help="torch's device, e.g. cuda. [cpu]")
+    @click.option("--roofline/--no-roofline", default=True, help="Hold the speed against this machine's limits.")
+    @click.option("--timeout-s", type=click.FloatRange(1), help="A runtime silent for so long hangs. [120]")
     @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there as well.")
     @click.option("--force", is_flag=True, help="Measure again (with a recipe).")
     @set_option
@@ -31,7 +77,8 @@ def command(name: str, text: str) -> click.Command:
     def bench_command(
         target: Path, force: bool, overrides: tuple[str, ...], workdir: Path, as_json: bool, **settings: Any
     ) -> None:
-        given = {key: value for key, value in settings.items() if value not in (None, ())}
+        roofline = settings.pop("roofline")
+        given = {key: value for key, value in settings.items() if value not in (None, (), False)}
         if is_recipe(target):
             from edgeft.cli.stage import run_until
 
@@ -39,9 +86,11 @@ def command(name: str, text: str) -> click.Command:
                 raise click.UsageError("with a recipe, set these in its section `bench`, or with --set bench.…")
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
         else:
-            if "data" not in given:
-                raise click.UsageError("a model file needs --data FILE: chat JSONL with the expected answers")
-            _bench_file(target, as_json=as_json, **given)
+            if "data" not in given and "synthetic" not in given:
+                raise click.UsageError(
+                    "a model file needs --data FILE (chat JSONL with the expected answers) or --synthetic 128:64"
+                )
+            _bench_file(target, as_json=as_json, with_roofline=roofline, **given)
 
     return bench_command
 
@@ -49,31 +98,62 @@ def command(name: str, text: str) -> click.Command:
 def _bench_file(
     file: Path,
     *,
-    data: Path,
     as_json: bool,
+    with_roofline: bool,
+    data: Path | None = None,
+    speed_only: bool = False,
     out: Path | None = None,
+    timeout_s: float = 120.0,
     metrics: tuple[str, ...] = ("exact_match",),
-    **given: int,
+    **given: Any,
 ) -> None:
+    from edgeft.console import terminal_log
+    from edgeft.errors import RunCutShort
+    from edgeft.extras import extra_needed
+
+    with extra_needed("gguf"):
+        from edgeft.bench.backends import Setup
+        from edgeft.bench.examples import read_examples
+        from edgeft.bench.file import BenchResult, BenchSettings, bench_file
+        from edgeft.bench.latency import LatencyPlan
+
+    plan = LatencyPlan(**{key: given.pop(key) for key in TIMING if key in given})
+    setup = Setup(**{key: given.pop(key) for key in PLACE if key in given})
+    settings = BenchSettings(metrics=metrics, latency=plan, **given)
+    try:
+        result = bench_file(
+            file,
+            read_examples(data) if data else [],
+            settings,
+            setup,
+            scored=not speed_only,
+            with_roofline=with_roofline,
+            silence_s=timeout_s,
+            log=terminal_log(),
+        )
+    except RunCutShort as error:
+        partial: BenchResult = error.partial
+        _write(partial.to_json(), out)
+        raise
+    content = result.to_json()
+    _write(content, out)
+    _show(file.name, content, as_json)
+
+
+def _write(content: dict[str, Any], out: Path | None) -> None:
     import json
 
-    from edgeft.console import terminal_log
-    from edgeft.extras import extra_needed
+    from edgeft.artifact import write_atomic
+
+    if out is not None:
+        write_atomic(out, json.dumps(content, indent=1) + "\n")
+
+
+def _show(name: str, content: dict[str, Any], as_json: bool) -> None:
     from edgeft.report.build import build_report
     from edgeft.report.terminal import to_terminal
 
-    with extra_needed("gguf"):
-        from edgeft.artifact import write_atomic
-        from edgeft.bench.examples import read_examples
-        from edgeft.bench.file import BenchSettings, bench_file
-        from edgeft.bench.latency import LatencyPlan
-
-    timing = {key: given.pop(key) for key in ("prompts", "n_gen", "repetitions") if key in given}
-    settings = BenchSettings(metrics=metrics, latency=LatencyPlan(**timing), **given)  # type: ignore[arg-type]
-    result = bench_file(file, read_examples(data), settings, log=terminal_log()).to_json()
-    if out is not None:
-        write_atomic(out, json.dumps(result, indent=1) + "\n")
     if as_json:
-        print_json(result)
+        print_json(content)
     else:
-        click.echo(to_terminal(build_report({"recipe": {"name": file.name}, "bench": result})), nl=False)
+        click.echo(to_terminal(build_report({"recipe": {"name": name}, "bench": content})), nl=False)

@@ -27,7 +27,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "files": parts.get("files"),
         "parity": parts.get("parity"),
         "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
-        "latency": _latency(bench["latency"]) if bench else None,
+        "latency": _latency(bench["latency"], bench.get("roofline", {})) if bench else None,
         "provenance": parts.get("provenance", {}),
         "verdict": parts.get("verdict"),
     }
@@ -68,7 +68,7 @@ def _accuracy(
     return {"metrics": list(metrics), "rows": rows}
 
 
-def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+def _latency(latency: Mapping[str, Any], roofline: Mapping[str, Any]) -> dict[str, Any]:
     host = latency["host"]
     before = host.get("load_average_before")
     return {
@@ -78,6 +78,9 @@ def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
         "left_out": latency["left_out"],
         "host": host,
         "busy": before is not None and before > LATENCY_NOTE_LOAD * host.get("n_cores", 1),
+        "noise": latency.get("noise"),
+        "failure": latency.get("failure", ""),
+        "roofline": roofline,
         "definitions": latency["definitions"],
     }
 

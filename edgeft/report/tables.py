@@ -162,28 +162,56 @@ def _warnings(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _latency(latency: Mapping[str, Any]) -> Table:
-    summary, host = latency["summary"], latency["host"]
-    rows: list[tuple[str, ...]] = [("load", milliseconds(summary["load_ms"]), "-")]
-    for name, label in (("ttft_ms", "time to first token"), ("itl_ms", "time between tokens")):
-        rows.append((label, milliseconds(summary[name]["p50"]), milliseconds(summary[name]["p95"])))
+    summary, roofline = latency["summary"], latency.get("roofline") or {}
+    rows: list[tuple[str, ...]] = []
+    if summary["load_ms"] is not None:
+        rows.append(("load", milliseconds(summary["load_ms"]), "-"))
+    spans = (("ttft_ms", "time to first token"), ("itl_ms", "time between tokens"), ("e2e_ms", "whole answer"))
+    for name, label in spans:
+        if summary.get(name):
+            rows.append((label, milliseconds(summary[name]["p50"]), milliseconds(summary[name]["p95"])))
     for name, label in (("prompt_tokens_per_s", "prompt"), ("decode_tokens_per_s", "decode")):
-        rows.append((label, f"{three(summary[name])} tok/s", "-"))
+        if summary[name] is not None:
+            rows.append((label, f"{three(summary[name])} tok/s{_of_bound(roofline.get(label))}", "-"))
     rows.append(("peak memory", size(summary["peak_rss_bytes"]), "-"))
     rows.append(("file", size(summary["size_bytes"]), "-"))
+    return Table("Speed and memory", ("", ">median", ">p95"), rows, list(_latency_notes(latency)))
+
+
+def _latency_notes(latency: Mapping[str, Any]) -> Iterator[str]:
+    summary, host, noise = latency["summary"], latency["host"], latency.get("noise") or {}
+    if summary["n_prompt"]:
+        yield (
+            f"{plural(latency['n_runs'], 'run')} of {latency['n_gen']} tokens after "
+            f"{summary['n_prompt']['p50']:.0f} prompt tokens (median)"
+        )
     backend = ", ".join(f"{name} {version}" for name, version in host.get("backend", {}).items())
-    notes = [
-        f"{plural(latency['n_runs'], 'run')} of {latency['n_gen']} tokens after {summary['n_prompt']['p50']:.0f} "
-        f"prompt tokens (median)",
-        f"{host['cpu']}, {plural(host['n_threads'], 'thread')}; {backend}",
-    ]
+    yield f"{host['cpu']}, {plural(host['n_threads'], 'thread')}; {backend}"
+    roofline = latency.get("roofline") or {}
+    if roofline.get("decode"):
+        yield (
+            "In brackets: share of what this machine's memory and arithmetic allow"
+            + (", measured while it was busy: the share is too high" if roofline["noisy"] else "")
+        )
+    elif "absent" in roofline:
+        yield f"No bound to hold the speed against: {roofline['absent']}"
     if latency["left_out"]:
-        notes.append(f"{plural(latency['left_out'], 'prompt')} left out: too long for the context")
-    if latency["busy"]:
-        notes.append(
+        yield f"{plural(latency['left_out'], 'prompt')} left out: too long for the context"
+    if noise.get("noisy"):
+        yield f"Noisy: {'; '.join(noise['reasons'])}"
+    elif latency["busy"]:
+        yield (
             f"The machine was busy (load {host['load_average_before']} on {host['n_cores']} cores before "
             "measuring): an idle one is faster"
         )
-    return Table("Speed and memory", ("", ">median", ">p95"), rows, notes)
+    if latency.get("failure"):
+        yield f"Not complete: {latency['failure']}"
+
+
+def _of_bound(part: Mapping[str, Any] | None) -> str:
+    """` (42 %)` of the roofline's bound, where there is one."""
+    share_of = part and part.get("achieved_share")
+    return f" ({100 * share_of:.0f} %)" if share_of else ""
 
 
 def _provenance(provenance: Mapping[str, Any]) -> Table:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack, cast
 
 from edgeft.errors import MissingExtra, ModelError
 from edgeft.runtime.header import check_gguf
@@ -123,27 +123,40 @@ class Model(Protocol):
     ) -> None: ...
 
 
-def load(path: str | Path, *, n_ctx: int = 1024, n_threads: int | None = None, n_gpu_layers: int = 0) -> Model:
-    """Open the GGUF file `path` in llama.cpp.
+def load(
+    path: str | Path,
+    *,
+    n_ctx: int = 1024,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    providers: Sequence[str] = (),
+) -> Model:
+    """Open a GGUF file in llama.cpp, or an ONNX file or the folder it is in in onnxruntime.
 
-    `n_ctx` is cut to the context the model was trained with. `n_threads` None means a thread for every 20 M
-    parameters, at least one and at most one for every CPU this process may use. Raises ModelError when the file
-    is missing or plainly not a whole GGUF file, RuntimeFault when llama.cpp refuses it, MissingExtra when
-    llama-cpp-python is not installed.
+    `n_ctx` is cut to the context the model was trained with. `n_threads` None means the backend's choice; llama.cpp:
+    a thread for every 20 M parameters, at least one and at most one for every CPU this process may use.
+    `n_gpu_layers` is llama.cpp's, `providers` are onnxruntime's execution providers (none: its own choice). Raises
+    ModelError when there is no such model or it is plainly damaged, RuntimeFault when the backend refuses it,
+    MissingExtra when the backend's package is not installed.
     """
     path = Path(path)
+    if path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx"))):
+        folder = path if path.is_dir() else path.parent
+        onnx = _backend("edgeft.runtime.onnx", "onnx", folder)
+        return cast(Model, onnx.OnnxModel(folder, n_ctx=n_ctx, n_threads=n_threads, providers=providers))
     if path.is_dir():
         raise ModelError(f"{path}: a folder, not a model file; export it first (edgeft export)")
     check_gguf(path)
-    backend = _backend("edgeft.runtime.llama", "gguf")
-    model: Model = backend.LlamaModel(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-    return model
+    llama = _backend("edgeft.runtime.llama", "gguf", path)
+    return cast(Model, llama.LlamaModel(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers))
 
 
-def _backend(module: str, extra: str) -> Any:
+def _backend(module: str, extra: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name == module:
+            raise ModelError(f"{path}: this edgeft has no runtime for {extra.upper()} models") from None
         if error.name is None or error.name.split(".")[0] == "edgeft":
             raise
         raise MissingExtra(

@@ -1,6 +1,7 @@
 """A real file in llama.cpp: bench, its answers against transformers, and files that cannot be run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgeft.stages import bench, gate, report
 from tests.tiny import make_tiny_llama
 
 QUESTIONS = ("turn on the light", "set a timer", "what is the weather", "add milk to the list")
-LATENCY = LatencyPlan(prompts=3, n_gen=4, repetitions=2, warmup=1, reloads=1)
+LATENCY = LatencyPlan(prompts=3, n_gen=4, repetitions=2, warmup=1, reloads=1, cold_loads=2)
 SETTINGS = BenchSettings(max_new_tokens=12, n_ctx=128, n_threads=1, latency=LATENCY)
 
 
@@ -71,7 +72,9 @@ def test_latency_is_counted_in_a_process_without_torch(result: BenchResult, fold
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     assert measured.runs[0].n_prompt == len(ids)
     assert measured.size_bytes == (folder / "export" / "tiny-F32.gguf").stat().st_size
-    assert len(measured.load_ms) == 2
+    assert (len(measured.load_ms), len(measured.fresh_load_ms)) == (2, 1)
+    assert measured.page_cache["evicted"] == hasattr(os, "posix_fadvise")
+    assert measured.flat()["cpu_s_per_token"] > 0
     assert 10e6 < measured.peak_rss_bytes < 200e6  # torch alone takes more
     assert measured.host["n_threads"] == 1
     assert "llama-cpp-python" in measured.host["backend"]

@@ -8,7 +8,8 @@ import pytest
 
 import edgeft.bench
 
-MODULES = sorted(path.stem for path in Path(edgeft.bench.__file__).parent.glob("[a-z]*.py"))
+FOLDER = Path(edgeft.bench.__file__).parent
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("[a-z]*.py"))
 HEAVY = {"torch", "transformers", "peft", "pydantic", "yaml", "sklearn", "scipy", "llama_cpp", "gguf", "rich"}
 
 
