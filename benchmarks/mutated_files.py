@@ -4,13 +4,15 @@
 
 Each model FOLDER is exported once per ftype; the mutants (tests/mutated_gguf.py: cuts, counts, values, types, keys,
 offsets, weights, bit flips, other formats) are drawn evenly from the kinds of damage by a fixed seed. `edgeft inspect
---load` runs on every one, `edgeft bench FILE --data` on each that loaded and then on others up to --bench. A run is
-good when it ends in time with exit code 0, 1 or 2, no traceback, and, where it fails, a line that begins with `error:`
-and names the file. `how` tells who stopped it: the header check, llama.cpp's own, the child that died or hung, logits
-that are not finite, or nobody: damage that leaves a model that runs.
+--load` runs on every one, `edgeft bench FILE --data` on --bench of them, in turn one that runs, one that llama.cpp
+refused, one with bad logits, one whose header was refused, and so on: of models with a chat template where there are
+any, for bench asks nothing of others. A run is good when it ends in time with exit code 0, 1 or 2, no traceback, and,
+where it fails, a line that begins with `error:` and names the file. `how` tells who stopped it: the header check,
+llama.cpp's own, the child that died or hung, bad logits, or nobody: damage that leaves a model that runs.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from typing import Any
 from edgeft.bench.host import describe_host
 from edgeft.console import silent_log
 from edgeft.export.gguf.export import export_gguf
+from edgeft.runtime.gguf_format import read_header
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -37,7 +40,9 @@ EXAMPLE = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistan
 REASONS = (
     ("was killed", "died"),
     ("hangs", "hung"),
-    ("not finite;", "not finite"),
+    ("not finite;", "bad logits"),
+    ("every logit is", "bad logits"),
+    ("no chat template", "no template"),
     ("llama.cpp", "llama.cpp refused"),
     ("Vocabulary", "llama.cpp refused"),
 )
@@ -80,15 +85,20 @@ def _rows(files: list[Path], count: int, n_bench: int, out: Path) -> list[dict[s
         mutants += [(path.name, damage, content) for damage, content in chosen(path, share, seed=SEED + at)]
     data, mutant = out / "data.jsonl", out / "mutant.gguf"
     data.write_text(json.dumps(EXAMPLE) + "\n", encoding="utf-8")
-    rows, loaded, others = [], [], []
+    rows: list[dict[str, Any]] = []
+    by_end: dict[str, list[tuple[str, str, bytes]]] = {}
     for number, (file, damage, content) in enumerate(mutants, 1):
         mutant.write_bytes(content)
         row = {"file": file, "damage": damage} | _run((*INSPECT, str(mutant)), mutant)
         rows.append(row)
-        (loaded if row["exit_code"] == 0 else others).append((file, damage, content))
+        by_end.setdefault(row["how"], []).append((file, damage, content))
         if number % 50 == 0:
             print(f"{number} of {len(mutants)}", file=sys.stderr, flush=True)
-    for file, damage, content in [*loaded[: n_bench // 2], *others][:n_bench]:
+    talking = {path.name for path in files if read_header(path).get("tokenizer.chat_template")}
+    for group in by_end.values():
+        group.sort(key=lambda one: one[0] not in talking)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_end.values()))
+    for file, damage, content in itertools.islice(filter(None, turns), n_bench):
         mutant.write_bytes(content)
         command = (*BENCH, "--repetitions", "1", "--data", str(data), str(mutant))
         rows.append({"file": file, "damage": damage} | _run(command, mutant))

@@ -49,7 +49,8 @@ def probe(path: Path, *, timeout_s: float = TIMEOUT_S, command: Sequence[str] = 
     """Load the model file `path` and decode a few tokens, in a child process of at most `timeout_s` seconds.
 
     Raises ModelError when the header is refused (no child is started), RuntimeFault when the runtime refuses the
-    file, is killed by a signal, takes too long, wants too much memory or computes logits that are not finite.
+    file, is killed by a signal, takes too long, wants too much memory, or computes logits that are not finite or all
+    the same.
     `command` is the child to run; tests give one that misbehaves.
     """
     header = check_gguf(path)
@@ -108,7 +109,7 @@ def _try(path: Path) -> Probe:
         if _is_encoder(model):
             return Probe(load_ms, model.n_vocab, 0, 0, template_error)
         prompt = _prompt(model)
-        _check_finite(path, model, prompt)
+        _check_logits(path, model, prompt)
         n_generated = sum(1 for _ in model.stream(prompt, max_new_tokens=N_GENERATED, ignore_eos=True))
         return Probe(load_ms, model.n_vocab, len(prompt), n_generated, template_error)
 
@@ -138,11 +139,17 @@ def _prompt(model: "Model") -> list[int]:
     return (ids or [0, min(1, model.n_vocab - 1)])[: max(1, model.n_ctx - N_GENERATED)]
 
 
-def _check_finite(path: Path, model: "Model", prompt: list[int]) -> None:
+def _check_logits(path: Path, model: "Model", prompt: list[int]) -> None:
     """Weights that are damaged but in range show here first."""
     import numpy as np  # a part of every backend; this module alone stays light
 
-    finite = np.isfinite(model.score(prompt))
+    logits = model.score(prompt)
+    finite = np.isfinite(logits)
+    if np.ptp(logits) == 0.0:  # what a quantized head makes of NaN: its activations are rounded to zeros
+        raise RuntimeFault(
+            f"{path}: every logit is {logits.flat[0]:g}, whatever the text; its weights are damaged; "
+            "export or copy it again"
+        )
     if not finite.all():
         raise RuntimeFault(
             f"{path}: {np.count_nonzero(~finite)} of {finite.size} logits are not finite; its weights are damaged "

@@ -44,13 +44,17 @@ def test_a_sound_file_runs(model_file: Path) -> None:
     assert result.n_prompt > 0
 
 
-def test_damaged_weights_are_seen(model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "byte", "said"),
+    [("blk.0.attn_norm.weight", b"\xff", "logits are not finite"), ("output_norm.weight", b"\0", "every logit is 0")],
+)
+def test_damaged_weights_are_seen(model_file: Path, tmp_path: Path, tensor: str, byte: bytes, said: str) -> None:
     content = bytearray(model_file.read_bytes())
-    norm = read_header(model_file).tensors["blk.0.attn_norm.weight"]
-    content[norm.start : norm.start + norm.n_bytes] = b"\xff" * norm.n_bytes
-    path = tmp_path / "nan.gguf"
+    norm = read_header(model_file).tensors[tensor]
+    content[norm.start : norm.start + norm.n_bytes] = byte * norm.n_bytes
+    path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
-    with pytest.raises(RuntimeFault, match="logits are not finite"):
+    with pytest.raises(RuntimeFault, match=said):
         probe(path)
 
 
