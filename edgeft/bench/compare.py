@@ -22,7 +22,7 @@ import numpy as np
 from edgeft.bench import host
 from edgeft.bench.child import Child
 from edgeft.bench.examples import Example
-from edgeft.bench.statistics import RatioInterval, quantile, ratio_interval
+from edgeft.bench.statistics import FEWEST_RATIOS, RatioInterval, quantile, ratio_interval
 from edgeft.errors import EdgeftError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ ERROR = 0.01
 """Share of comparisons of equal files that may say faster or slower, all looks together."""
 POWER = 0.90
 """With which probability the minimum detectable effect is detected."""
-FIRST_LOOK, LOOK_GROWTH, FEWEST_RUNS = 8, 1.5, 6
+FIRST_LOOK, LOOK_GROWTH = 10, 1.5
+FEWEST_BURSTS = 16
+MEDIAN_ERROR = 1.2533 * 1.4826
+"""Standard error of the median of n normal values, in units of their median absolute deviation / sqrt(n)."""
 METRICS = (
     "decode_tokens_per_s", "prompt_tokens_per_s", "ttft_ms", "itl_ms_p50", "itl_ms_p90", "itl_ms_p95", "itl_ms_p99",
     "e2e_ms",
@@ -45,15 +48,18 @@ QUESTION = Example(({"role": "user", "content": "Turn on the light in the kitche
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """`runs` process pairs at most, each `bursts` bursts of `n_gen` tokens for either file after `warmup` ones.
+    """`runs` process pairs at most, each at most `bursts` bursts of `n_gen` tokens for either file after `warmup`.
 
+    A run ends before when the standard error of its median ratio is below `precision` (a share): the spread
+    decides, never which file is ahead.
     A change within ±`same_within` (a share) is called the same. `clock`: `cpu` counts the processor's time,
     `wall` all time, `auto` the processor's for a model on one thread.
     """
 
     metric: str = METRICS[0]
-    runs: int = 12
-    bursts: int = 24
+    runs: int = 15
+    bursts: int = 64
+    precision: float = 0.006
     n_gen: int = 41
     warmup: int = 1
     same_within: float = 0.03
@@ -84,7 +90,7 @@ class Pair:
 class Comparison:
     """What became of a comparison. `ratio` is the speed of B over that of A: above 1, B is faster.
 
-    `interval` is None before the second run; `failure` is what ended it early, the runs before it are kept.
+    `interval` is None below FEWEST_RATIOS runs; `failure` is what ended it early, the runs before it are kept.
     `detectable` is the smallest true change (a share) that as many runs detect nine times of ten; `more_runs` is
     an estimate of how many would settle an inconclusive outcome.
     """
@@ -145,7 +151,7 @@ def compare(
 
 
 def looks(runs: int) -> tuple[int, ...]:
-    """Numbers of runs after which the outcome is looked at, the last one `runs`: 8, 12, 18, 27, ..."""
+    """Numbers of runs after which the outcome is looked at, the last one `runs`: 10, 15, 22, 33, ..."""
     found: list[int] = []
     look = FIRST_LOOK
     while look < runs:
@@ -181,8 +187,8 @@ def judge_ratio(interval: RatioInterval, same_within: float) -> str:
 def _check(plan: ComparePlan) -> None:
     if plan.metric not in METRICS:
         raise UsageError(f"{plan.metric}: not a metric of compare; known: {', '.join(METRICS)}")
-    if plan.runs < FEWEST_RUNS:
-        raise UsageError(f"{plan.runs} runs are too few for an interval; give at least {FEWEST_RUNS}")
+    if plan.runs < FEWEST_RATIOS:
+        raise UsageError(f"{plan.runs} runs are too few for an interval; give at least {FEWEST_RATIOS}")
     if plan.bursts < 1 or plan.n_gen < 2:
         raise UsageError("a comparison needs at least 1 burst of 2 tokens: there is no gap in 1 token")
     if not 0 < plan.same_within < 1:
@@ -210,6 +216,8 @@ def _run_pair(
                 burst = children[name].ask({})
                 if number >= 0:
                     bursts[name].append(burst)
+            if number + 1 >= FEWEST_BURSTS and _median_error(Pair(ready, bursts), plan.metric) <= plan.precision:
+                break
     return Pair(ready, bursts)
 
 
@@ -220,19 +228,24 @@ def _some_cpu(generator: random.Random) -> int | None:
     return generator.choice(sorted(os.sched_getaffinity(0)))
 
 
-def _ratio(pair: Pair, metric: str) -> float:
-    """Speed of B over that of A in one run: the median over its bursts."""
+def _log_ratios(pair: Pair, metric: str) -> np.ndarray:
+    """Logarithms of the speed of B over that of A, one for each burst."""
     costs = {
         name: [burst_cost(metric, burst, pair.ready[name]["n_prompt"]) for burst in pair.bursts[name]]
         for name in ("a", "b")
     }
-    return float(np.exp(np.median(np.log(costs["a"]) - np.log(costs["b"]))))
+    return np.log(costs["a"]) - np.log(costs["b"])
+
+
+def _median_error(pair: Pair, metric: str) -> float:
+    ratios = _log_ratios(pair, metric)
+    return float(MEDIAN_ERROR * np.median(np.abs(ratios - np.median(ratios))) / math.sqrt(len(ratios)))
 
 
 def _conclude(a: Side, b: Side, plan: ComparePlan, pairs: Sequence[Pair], failure: str | None) -> Comparison:
-    ratios = tuple(_ratio(pair, plan.metric) for pair in pairs)
+    ratios = tuple(float(np.exp(np.median(_log_ratios(pair, plan.metric)))) for pair in pairs)
     alpha = ERROR / len(looks(plan.runs))
-    interval = ratio_interval(ratios, alpha=alpha, seed=plan.seed) if len(ratios) > 1 else None
+    interval = ratio_interval(ratios, alpha=alpha, seed=plan.seed) if len(ratios) >= FEWEST_RATIOS else None
     outcome, detectable, more_runs = INCONCLUSIVE, None, None
     if interval is not None:
         half = math.log(interval.high / interval.ratio)

@@ -9,6 +9,7 @@ import numpy as np
 Z95 = 1.959963984540054  # quantile 0.975 of the standard normal distribution
 RESAMPLES = 1000
 RATIO_RESAMPLES = 4000
+FEWEST_RATIOS = 6
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -57,12 +58,13 @@ def ratio_interval(ratios: Sequence[float], *, alpha: float, seed: int = 0) -> R
 
     Symmetric bootstrap-t: P. Hall, "On symmetric bootstrap confidence intervals", Journal of the Royal Statistical
     Society B 50 (1988) 35-45. The logarithms x are drawn with replacement; the 1 - alpha quantile of
-    |mean(x*) - mean(x)| / (s(x*) / sqrt(k)) replaces Student's quantile. Raises ValueError below 2 ratios.
+    |mean(x*) - mean(x)| / (s(x*) / sqrt(k)) replaces Student's quantile. Raises ValueError below
+    FEWEST_RATIOS: too many draws would then be of one value, without a spread.
     """
     x = np.log(np.asarray(ratios, dtype=np.float64))
     k = len(x)
-    if k < 2:
-        raise ValueError("an interval needs at least 2 ratios")
+    if k < FEWEST_RATIOS:
+        raise ValueError(f"an interval needs at least {FEWEST_RATIOS} ratios")
     centre, log_se = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(k)
     drawn = x[np.random.default_rng(seed).integers(0, k, (RATIO_RESAMPLES, k))]
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(k)

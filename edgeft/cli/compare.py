@@ -40,8 +40,8 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--max-slowdown", type=Share(), metavar="SHARE", help="Fail when B is slower by more, e.g. 5%.")
     @click.option("--strict", is_flag=True, help="Fail as well when such a slowdown cannot be excluded.")
     @click.option("--same-within", type=Share(), metavar="SHARE", help="A change that is called the same. [3%]")
-    @click.option("--runs", type=click.IntRange(6), help="Pairs of fresh processes, at most. [12]")
-    @click.option("--bursts", type=click.IntRange(1), help="Bursts of either file in a run. [24]")
+    @click.option("--runs", type=click.IntRange(6), help="Pairs of fresh processes, at most. [15]")
+    @click.option("--bursts", type=click.IntRange(1), help="Bursts of either file in a run, at most. [64]")
     @click.option("--n-gen", type=click.IntRange(2), help="Tokens of a burst. [41]")
     @click.option("--n-ctx", type=click.IntRange(8), help="Context window, in tokens. [512]")
     @click.option("--n-threads", type=click.IntRange(1), help="CPU threads.")
@@ -107,7 +107,7 @@ def comparison_text(found: "Comparison") -> str:
     """A comparison in a few lines of at most 80 columns, the outcome last."""
     lines = [f"A: {found.a}", f"B: {found.b}", f"metric: {found.plan.metric}, {len(found.ratios)} runs"]
     if found.interval is None:
-        return "\n".join([*lines, "no outcome: fewer than two runs were finished"])
+        return "\n".join([*lines, "no outcome: too few runs were finished for an interval"])
     ratio = found.interval
     lines.append(f"speed of B / speed of A: {ratio.ratio:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
     lines.append(f"smallest change that so many runs detect nine times of ten: {100 * (found.detectable or 0):.1f} %")

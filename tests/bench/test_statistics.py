@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
-from edgeft.bench.statistics import bootstrap_interval, quantile, summary, wilson_interval
+from edgeft.bench.statistics import bootstrap_interval, quantile, ratio_interval, summary, wilson_interval
 
 # R. G. Newcombe, "Two-sided confidence intervals for the single proportion: comparison of seven methods",
 # Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score interval, no continuity correction).
@@ -54,3 +54,29 @@ def test_quantile_type_7_by_hand() -> None:
 def test_summary() -> None:
     expected = {"n": 4, "mean": 32.5, "p50": 25.0, "p95": 64.0, "min": 10.0, "max": 70.0}
     assert summary([70, 10, 30, 20]) == pytest.approx(expected)
+
+
+def test_ratio_interval_is_near_students_for_normal_logarithms() -> None:
+    # The logarithms' mean is (mean(x*) - mean(x)) / se distributed as Student's t with k - 1 degrees of freedom.
+    x = np.random.default_rng(3).normal(-0.05, 0.02, 200)
+    found = ratio_interval(np.exp(x).tolist(), alpha=0.01)
+    half = t.ppf(0.995, 199) * x.std(ddof=1) / np.sqrt(200)
+    assert found.ratio == pytest.approx(np.exp(x.mean()), rel=1e-12)
+    assert np.log([found.low, found.high]) == pytest.approx([x.mean() - half, x.mean() + half], abs=0.1 * half)
+
+
+def test_ratio_interval_covers_as_often_as_it_says() -> None:
+    # Few runs, heavy tails (Student's t, 3 degrees of freedom): a 1 % interval may miss 2 of 300 at most so often.
+    generator = np.random.default_rng(4)
+    intervals = [ratio_interval(np.exp(0.02 * generator.standard_t(3, 10)).tolist(), alpha=0.01) for _ in range(300)]
+    missed = sum(not one.low < 1 < one.high for one in intervals)
+    assert binomtest(missed, 300, 0.01, alternative="greater").pvalue > 0.01
+
+
+def test_ratio_interval_turns_with_the_sides_and_needs_enough_runs() -> None:
+    ratios = [0.93, 0.95, 0.96, 0.94, 0.97, 0.95, 0.99, 0.95]
+    one, other = ratio_interval(ratios, alpha=0.01), ratio_interval([1 / r for r in ratios], alpha=0.01)
+    assert (1 / other.ratio, 1 / other.high, 1 / other.low) == pytest.approx((one.ratio, one.low, one.high), rel=1e-12)
+    assert ratio_interval([1.0] * 6, alpha=0.01).high == 1.0
+    with pytest.raises(ValueError, match="at least 6 ratios"):
+        ratio_interval([1.0] * 5, alpha=0.01)
