@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "console", "data", "errors", "runtime", "training"},
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
     ),
-    "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "transformers"}),
+    "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "tokenizers"}),
     "parity": ({"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH),
     "stages": (
         {

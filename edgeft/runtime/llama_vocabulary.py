@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,18 @@ from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
 
 WARN, ERROR, CONTINUED = 3, 4, 5
+N_IDS = 4096
+"""Ids a text may have before the buffer grows."""
 TEMPLATE_KEY = "tokenizer.chat_template"
+NORMALIZER_KEY = "edgeft.normalizer"
+"""What is done to a text before llama.cpp, which cannot, tokenizes it: `NFC` or nothing."""
 TEMPLATE_TOKENS = {
     "bos": "bos",
     "eos": "eos",
     "unk": "unknown",
     "pad": "padding",
     "sep": "seperator",
+    "cls": "cls",
     "mask": "mask",
 }
 """Special tokens a template may name: transformers' word for each, and the GGUF key's (spelled as there)."""
@@ -85,6 +91,8 @@ class LlamaVocabulary:
             token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
         self._template: ChatTemplate | None = None
+        self._composes = self.metadata.get(NORMALIZER_KEY) == "NFC"
+        self._ids = (llama_cpp.llama_token * N_IDS)()
         self._alphabet = _alphabet(self._vocab, self.n_vocab)
 
     def render(
@@ -112,15 +120,16 @@ class LlamaVocabulary:
             raise RuntimeFault(
                 f"{self.path}: the vocabulary has no token for {unwritable[0]!r} and no bytes to spell it; leave it out"
             )
+        if self._composes:
+            text = unicodedata.normalize("NFC", text)
         # A lone surrogate is no character; its bytes would end the process inside llama.cpp.
         encoded = text.encode(errors="replace")
-        size = len(encoded) + 8
         while True:
-            ids = (llama_cpp.llama_token * size)()
-            n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, size, add_special, True)
+            ids = self._ids
+            n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, len(ids), add_special, True)
             if n >= 0:
-                return list(ids[:n])
-            size = -n
+                return ids[:n]
+            self._ids = (llama_cpp.llama_token * -n)()
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """See `Model.detokenize`."""
@@ -200,12 +209,12 @@ def _alphabet(vocab: Any, n_vocab: int) -> _Alphabet | None:
     ordinary, named = set(), []
     for token in range(n_vocab):
         text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
+        if text == "<0x0A>":
+            return None
         if llama_cpp.llama_vocab_get_attr(vocab, token) & special:
             named.append(text)
         else:
             ordinary.add(text)
-    if "<0x0A>" in ordinary:
-        return None
     characters = frozenset(piece.replace("▁", " ") for piece in ordinary if len(piece) == 1)
     return _Alphabet(characters, tuple(sorted(named, key=len, reverse=True)))
 
