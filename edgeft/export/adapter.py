@@ -21,6 +21,7 @@ from edgeft.export.folder import StoredTensor, read_safetensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MERGE_FIRST = "fold it into the base first (the stage merge of a recipe does) and export the merged model"
+WRAPPED = re.compile(r"\.(modules_to_save|base_layer)\.")
 EMBEDDING_OR_HEAD = re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings|lm_head|output)\.weight$")
 # What changes the model otherwise than by W + scale · B A.
 UNSUPPORTED = (
@@ -66,12 +67,14 @@ def read_adapter(path: Path, base: Mapping[str, StoredTensor], *, tied: bool) ->
         module, _, kind = name.partition(".lora_")
         if ".original_module." in name:  # beside resized embeddings peft keeps what they were
             continue
-        adapted = name.replace(".modules_to_save.", ".") if not kind else f"{module}.weight"
+        adapted = WRAPPED.sub(".", name) if not kind else f"{module}.weight"
         if tied and EMBEDDING_OR_HEAD.search(adapted):
             raise ModelError(f"{path}: changes {adapted}, which the base uses as embedding and head; {MERGE_FIRST}")
         target = _in_base(path, adapted, base)
         if not kind:
-            whole[target] = _replacement(path, target, stored[key], base[target])
+            # Beside a low-rank embedding peft keeps the embedding itself, nearly always the base's own.
+            if ".base_layer." not in name or not np.array_equal(stored[key].read(), base[target].read()):
+                whole[target] = _replacement(path, target, stored[key], base[target])
         elif kind in ("A.weight", "embedding_A"):
             low_rank[target] = _low_rank(path, config, key, stored, base[target].shape)
         elif kind not in ("B.weight", "embedding_B"):

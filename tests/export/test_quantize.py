@@ -1,4 +1,4 @@
-"""Quantized files, made by llama.cpp; gguf-py's reader is the oracle for what they hold."""
+"""GGUF files made of GGUF files by llama.cpp, and sets of files; gguf-py's reader tells what they hold."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -94,11 +94,3 @@ def test_export_writes_what_is_asked_and_nothing_else(model_folder: Path, tmp_pa
     with pytest.raises(UsageError, match="unknown ftype Q9; known: F32, F16"):
         export_gguf(model_folder, tmp_path / "x", name="m", ftypes=["F16", "Q9"], provenance={}, log=log)
     assert not (tmp_path / "x").exists()
-
-
-def test_quantized_files_are_rounded_once(model_folder: Path, tmp_path: Path, write: Any) -> None:
-    """The float32 model is quantized from float32, also where an F16 file is wanted."""
-    export_gguf(model_folder, tmp_path, name="m", ftypes=["F16", "Q8_0"], provenance={}, log=silent_log())
-    direct = write(model_folder, tmp_path / "direct.gguf", name="m")
-    quantize_gguf(direct, tmp_path / "direct-q.gguf", "Q8_0", n_threads=1)
-    assert (tmp_path / "m-Q8_0.gguf").read_bytes() == (tmp_path / "direct-q.gguf").read_bytes()

@@ -142,7 +142,6 @@ def test_metadata(model_folder: Path, tmp_path: Path, write: Any) -> None:
         "llama.rope.dimension_count": 32,
         "llama.rope.freq_base": 10000.0,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.padding_token_id": 0,
@@ -242,7 +241,7 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda f: edited(f, "config.json", vocab_size=100),
         r"embed_tokens\.weight has shape|has no row in the embedding",
     ),
-    "a token named as a row without one": (same_name, "two tokens have the same text"),
+    "a token named as a row without one": (same_name, "two tokens (have the same text|would be)"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
     "only pickles": (pickle_only, r"pytorch_model\.bin\). Opening a pickle can run code .* convert it: python -c"),
     "weights cut short": (truncate, r"model\.safetensors: cut short"),
@@ -304,8 +303,10 @@ def test_weights_beyond_half_precision(model_folder: Path, tmp_path: Path, write
 
 
 def test_other_misuse(model_folder: Path, tmp_path: Path, write: Any) -> None:
-    with pytest.raises(UsageError, match="can be written as F32, F16, BF16"):
-        write(model_folder, tmp_path / "model.gguf", "Q4_0")
+    with pytest.raises(UsageError, match="unknown ftype Q9; known: F32, F16, BF16"):
+        write(model_folder, tmp_path / "model.gguf", "Q9")
+    with pytest.raises(UsageError, match="IQ1_S needs an importance matrix"):
+        write(make_tiny_llama(tmp_path / "wide", hidden_size=256), tmp_path / "model.gguf", "IQ1_S")
     with pytest.raises(ModelError, match="no such model folder"):
         write(tmp_path / "nowhere", tmp_path / "model.gguf")
     (tmp_path / "file").write_text("")

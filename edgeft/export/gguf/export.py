@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeft.console import Log
 from edgeft.errors import UsageError
+from edgeft.export.gguf.lora import write_lora_gguf
 from edgeft.export.gguf.stream import Rounder
 from edgeft.export.gguf.tensor_types import FTYPES
 from edgeft.export.gguf.write import write_gguf
@@ -73,6 +74,16 @@ def export_gguf(
         size = path.stat().st_size
         records.append({"file": path.name, "format": "gguf", "ftype": ftype, "bytes": size, "fallbacks": fallbacks})
     return records
+
+
+def export_lora(
+    model_dir: Path, adapter: Path, out: Path, *, name: str, provenance: Mapping[str, str], log: Log
+) -> list[dict[str, Any]]:
+    """Write the adapter alone as `out/<name>-lora.gguf`; returns its record, as `export_gguf` does."""
+    path = out / f"{name}-lora.gguf"
+    write_lora_gguf(model_dir, adapter, path, name=name, provenance=provenance, log=log)
+    size = path.stat().st_size
+    return [{"file": path.name, "format": "gguf-lora", "ftype": "F32", "bytes": size, "fallbacks": {}}]
 
 
 def _told(fallbacks: Mapping[str, str]) -> str:

@@ -111,11 +111,20 @@ class _Piece:
 
 
 def stream(
-    file: int, start: int, targets: Sequence[Target], weights: Weights, rounder: Rounder, n_threads: int, done: Progress
+    file: int,
+    start: int,
+    targets: Sequence[Target],
+    weights: Weights,
+    *,
+    rounder: Rounder,
+    n_threads: int,
+    done: Progress,
+    check: Future[None],
 ) -> None:
     """Write the tensors into the open `file` (a descriptor), whose first tensor begins at byte `start`.
 
-    `done` is told the millions of weights written. Raises ModelError for weights that are not finite or too
+    `done` is told the millions of weights written. `check` runs beside; when it fails, so does the pass, at once
+    with what it raised. Raises ModelError for weights that are not finite or too
     large for their type; OSError when the disk refuses.
     """
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgeft-export")
@@ -125,6 +134,8 @@ def stream(
     def finish_oldest() -> None:
         nonlocal n_done
         n_done += pending.popleft().result()
+        if check.done():
+            check.result()
         done.update(n_done // 1_000_000)
 
     try:

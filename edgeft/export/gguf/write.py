@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,11 +87,18 @@ def write_gguf(
         **vocabulary_metadata(folder, layout.n_vocab),
     }
     weights = _weights(layout, adapter)
-    with writing(out, durable=False) as temporary, begin_file(temporary, metadata, targets) as (file, start):
-        verify_vocabulary(temporary, folder, texts)  # needs no weights, and may refuse: before the long part
-        n_millions = sum(math.prod(rule.shape) for rule in layout.rules) // 1_000_000
-        with log.progress(f"{ftype}: writing {name}", n_millions, "million weights") as done:
-            stream(file, start, targets, weights, rounder or round_with_ggml, n_threads or n_cores(), done)
+    n_millions = sum(math.prod(rule.shape) for rule in layout.rules) // 1_000_000
+    with (
+        writing(out, durable=False) as temporary,
+        begin_file(temporary, metadata, targets) as (file, start),
+        ThreadPoolExecutor(1, thread_name_prefix="edgeft-verify") as beside,
+        log.progress(f"{ftype}: writing {name}", n_millions, "million weights") as done,
+    ):
+        # Needs no weights; in a pass of many minutes it is known in the first seconds whether the ids agree.
+        check = beside.submit(verify_vocabulary, temporary, folder, texts)
+        pack, threads = rounder or round_with_ggml, n_threads or n_cores()
+        stream(file, start, targets, weights, rounder=pack, n_threads=threads, done=done, check=check)
+        check.result()
     return fallbacks(chosen)
 
 
