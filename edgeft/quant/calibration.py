@@ -71,9 +71,9 @@ def _read_text(path: Path) -> str:
 
 def _chunks(text: str, tokenize: Tokenize, bos: int | None, chunk_size: int) -> list[tuple[int, ...]]:
     """Whole chunks; what is left over at the end counts only where it is all there is."""
-    ids = tokenize(text)
-    n_whole = max(len(ids) // chunk_size, 1)
     head = [] if bos is None else [bos]
+    ids = head + tokenize(text)
+    n_whole = max(len(ids) // chunk_size, 1)
     cut = [ids[at * chunk_size : (at + 1) * chunk_size] for at in range(n_whole)]
     return [tuple(head + chunk[len(head) :]) for chunk in cut]
 

@@ -58,7 +58,7 @@ def folder_calibration(
         examples=examples,
         text=text,
         encode=lambda messages, tools: encode_chat(tokenizer, messages, tools)[0],
-        tokenize=lambda words: list(tokenizer(words, add_special_tokens=False)["input_ids"]),
+        tokenize=lambda words: list(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]),
         bos=tokenizer.bos_token_id if tokenizer.bos_token_id in around[:1] else None,
         max_tokens=max_tokens,
         chunk_size=chunk_size,
