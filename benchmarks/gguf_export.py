@@ -46,8 +46,8 @@ SPLITS = {"qwen2": GPT4_SPLIT.replace("{1,3}", ""), "llama-bpe": GPT4_SPLIT}
 # The converter with the name of our tokenizer's splitting rule put in; it asks for sentencepiece to find no use for it.
 CONVERTER = """
 import runpy, sys, types
-sys.modules.setdefault("sentencepiece", types.SimpleNamespace(SentencePieceProcessor=None))
 from conversion import base
+sys.modules.setdefault("sentencepiece", types.SimpleNamespace(SentencePieceProcessor=None))
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[1:]]
 runpy.run_path({script!r}, run_name="__main__")
