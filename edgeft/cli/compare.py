@@ -58,7 +58,7 @@ def command(name: str, text: str) -> click.Command:
             raise click.UsageError("--strict needs --max-slowdown")
         found = _compare(a, b, data, {key: value for key, value in plan.items() if value is not None})
         _show(found, out, as_json)
-        _decide(found, max_slowdown, strict)
+        decide(found, max_slowdown, strict)
 
     return compare_command
 
@@ -93,7 +93,8 @@ def _show(found: "Comparison", out: Path | None, as_json: bool) -> None:
         click.echo(comparison_text(found))
 
 
-def _decide(found: "Comparison", max_slowdown: float | None, strict: bool) -> None:
+def decide(found: "Comparison", max_slowdown: float | None, strict: bool) -> None:
+    """Raise RuntimeFault for a comparison that a file ended, GateFailed where B is slower than allowed."""
     from edgeft.errors import GateFailed, RuntimeFault
 
     if found.failure is not None:

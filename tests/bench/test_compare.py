@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgeft.bench import compare_worker
-from edgeft.bench.compare import ComparePlan, Side, burst_cost, compare, judge_ratio, looks
+from edgeft.bench.compare import ComparePlan, Comparison, Side, burst_cost, compare, judge_ratio, looks
 from edgeft.bench.sides import find_side
 from edgeft.bench.statistics import RatioInterval
-from edgeft.cli.compare import comparison_text
+from edgeft.cli.compare import command, comparison_text, decide
 from edgeft.console import silent_log
-from edgeft.errors import ModelError, RuntimeFault, UsageError
+from edgeft.errors import GateFailed, ModelError, RuntimeFault, UsageError
+from edgeft.export.gguf import write_gguf
 from tests.bench.fake_model import FakeModel
+from tests.tiny import make_tiny_llama
 
 CHILD = """
 import json, os, random, sys, time
@@ -243,3 +246,52 @@ def test_sides_that_are_none(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         find_side(text, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome", "strict", "fails"),
+    [
+        ((0.90, 0.88, 0.92), "slower", False, True),
+        ((0.96, 0.94, 0.98), "slower", False, False),  # slower, but by less than 5 %
+        ((0.96, 0.94, 0.98), "slower", True, True),  # more than 5 % is not excluded: 1 / 1.05 = 0.952
+        ((0.97, 0.955, 0.985), "slower", True, False),
+        ((0.93, 0.85, 1.02), "inconclusive", False, False),
+        ((0.99, 0.90, 1.09), "inconclusive", True, True),
+        ((1.20, 1.10, 1.30), "faster", True, False),
+    ],
+)
+def test_exit_code_of_a_slowdown(interval: tuple[float, float, float], outcome: str, strict: bool, fails: bool) -> None:
+    found = Comparison("a", "b", QUICK, outcome, (), RatioInterval(*interval, 0.01), 0.05, None, None, ())
+    if fails:
+        with pytest.raises(GateFailed, match=r"b (is|may be) slower than a by more than 0\.05") as error:
+            decide(found, 0.05, strict)
+        assert error.value.exit_code == 3
+    else:
+        decide(found, 0.05, strict)
+
+
+def test_a_failed_comparison_is_an_error_even_without_a_limit() -> None:
+    found = Comparison("a", "b", QUICK, "inconclusive", (), None, None, None, "killed by SIGSEGV", ())
+    with pytest.raises(RuntimeFault, match="the comparison ended after 0 runs: killed by SIGSEGV"):
+        decide(found, None, False)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_real_file(tmp_path: Path) -> None:
+    make_tiny_llama(tmp_path / "model")
+    file = tmp_path / "m.gguf"
+    write_gguf(tmp_path / "model", file, ftype="F32", name="tiny", provenance={}, log=silent_log())
+    words = [str(file), str(file), "--runs", "6", "--bursts", "2", "--n-gen", "4", "--n-ctx", "128", "--n-threads", "1"]
+    out = tmp_path / "compare.json"
+    done = CliRunner().invoke(command("compare", "Compare."), [*words, "--json", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    content = json.loads(out.read_text())
+    assert (content["complete"], len(content["ratios"])) == (True, 6)
+    assert content["pairs"][0]["ready"]["a"]["clock"] == ("cpu" if sys.platform in ("linux", "darwin") else "wall")
+    assert {len(burst["itl_ms"]) for pair in content["pairs"] for burst in pair["bursts"]["b"]} == {3}
+    shown = json.loads(done.stdout)
+    assert shown == {name: value for name, value in content.items() if name != "pairs"}
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:3000])
+    broken = CliRunner().invoke(command("compare", "Compare."), [words[0], str(tmp_path / "cut.gguf"), *words[2:]])
+    assert isinstance(broken.exception, RuntimeFault)
+    assert "cut.gguf" in str(broken.exception)
