@@ -10,7 +10,7 @@ from edgeft.bench.accuracy import Evaluation
 from edgeft.bench.answers import evaluate_file
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example, take
-from edgeft.bench.latency import SILENCE_S, LatencyPlan, Measurement, measure
+from edgeft.bench.latency import SILENCE_S, WORKER, LatencyPlan, Measurement, measure
 from edgeft.errors import RunCutShort, RuntimeFault
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def bench_file(
     scored: bool = True,
     with_roofline: bool = True,
     silence_s: float = SILENCE_S,
+    command: Sequence[str] = WORKER,
     log: "Log",
 ) -> BenchResult:
     """Measure speed, then accuracy on the examples (`settings.limit` drawn by `seed`), each in a child process.
@@ -80,12 +81,13 @@ def bench_file(
     Without examples, or not `scored`, only speed is measured; the plan's synthetic lengths need none. `setup` says
     how the model is opened; its context and threads are those of `settings`. Raises RunCutShort, which holds the
     BenchResult so far, when the runtime fails midway; ModelError when there is no such model; RuntimeFault and
-    UsageError as `measure` does.
+    UsageError as `measure` does. `command` is the child to run; tests give one that misbehaves.
     """
     setup = replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)
     backends.find(path, setup.backend)
+    child: dict[str, Any] = {"command": command, "silence_s": silence_s, "log": log}
     try:
-        measurement = measure(path, examples, settings.latency, setup, log=log, silence_s=silence_s)
+        measurement = measure(path, examples, settings.latency, setup, **child)
     except RunCutShort as error:
         cut: Measurement = error.partial
         partial = BenchResult(path.name, UNANSWERED, cut, complete=False, failure=str(error))
@@ -98,9 +100,7 @@ def bench_file(
         return result
     try:
         limit = settings.max_new_tokens
-        evaluation = evaluate_file(
-            path, chosen, settings.metrics, setup, max_new_tokens=limit, log=log, silence_s=silence_s
-        )
+        evaluation = evaluate_file(path, chosen, settings.metrics, setup, max_new_tokens=limit, **child)
     except RuntimeFault as error:
         answered = error.partial if isinstance(error, RunCutShort) else UNANSWERED
         partial = replace(result, evaluation=answered, complete=False, failure=str(error))

@@ -27,7 +27,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "files": parts.get("files"),
         "parity": parts.get("parity"),
         "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
-        "latency": _latency(bench["latency"], bench.get("roofline", {})) if bench else None,
+        "latency": _latency(bench) if bench else None,
         "provenance": parts.get("provenance", {}),
         "verdict": parts.get("verdict"),
     }
@@ -68,7 +68,8 @@ def _accuracy(
     return {"metrics": list(metrics), "rows": rows}
 
 
-def _latency(latency: Mapping[str, Any], roofline: Mapping[str, Any]) -> dict[str, Any]:
+def _latency(bench: Mapping[str, Any]) -> dict[str, Any]:
+    latency = bench["latency"]
     host = latency["host"]
     before = host.get("load_average_before")
     return {
@@ -79,8 +80,8 @@ def _latency(latency: Mapping[str, Any], roofline: Mapping[str, Any]) -> dict[st
         "host": host,
         "busy": before is not None and before > LATENCY_NOTE_LOAD * host.get("n_cores", 1),
         "noise": latency.get("noise"),
-        "failure": latency.get("failure", ""),
-        "roofline": roofline,
+        "failure": bench.get("failure", ""),
+        "roofline": bench.get("roofline", {}),
         "definitions": latency["definitions"],
     }
 

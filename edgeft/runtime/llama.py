@@ -140,7 +140,7 @@ class LlamaModel(LlamaVocabulary):
         return self._decode(ids[last:], 1)
 
     def _reset(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)  # masked cells are not read
         self._n_past = 0
         self._turn += 1
 
