@@ -66,22 +66,12 @@ def write_gguf(
     """
     folder = read_folder(model_dir)
     layout = lay_out(folder, open_checkpoint(model_dir), architecture)
-    chosen = choose_types(
-        ftype,
-        [(rule.name, rule.shape) for rule in layout.rules],
-        layout.hyperparameters,
-        importance=imatrix is not None,
-        source=_lossless_type(layout.checkpoint),
-        types=types,
-    )
+    shapes, source = [(rule.name, rule.shape) for rule in layout.rules], _lossless_type(layout.checkpoint)
+    weighed = imatrix is not None
+    chosen = choose_types(ftype, shapes, layout.hyperparameters, importance=weighed, source=source, types=types)
     targets = _targets(ftype, layout, {name: choice.kind for name, choice in chosen.items()}, imatrix)
     metadata: Metadata = {
-        "general.architecture": layout.architecture,
-        "general.type": "model",
-        "general.name": name,
-        "general.file_type": file_type(ftype),
-        "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        **_imatrix_metadata(imatrix),
+        **_general_metadata(layout.architecture, ftype, name, imatrix),
         **{f"edgeft.{key}": value for key, value in sorted(provenance.items())},
         **layout.hyperparameters,
         **vocabulary_metadata(folder, layout.n_vocab),
@@ -164,11 +154,16 @@ def _importance(ftype: str, slot: Slot, imatrix: Imatrix | None) -> np.ndarray |
     )
 
 
-def _imatrix_metadata(imatrix: Imatrix | None) -> Metadata:
-    if imatrix is None:
-        return {}
-    return {
-        "quantize.imatrix.dataset": ", ".join(imatrix.datasets),
-        "quantize.imatrix.entries_count": len(imatrix.sums),
-        "quantize.imatrix.chunks_count": imatrix.n_chunks,
+def _general_metadata(architecture: str, ftype: str, name: str, imatrix: Imatrix | None) -> Metadata:
+    metadata: Metadata = {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": file_type(ftype),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
     }
+    if imatrix is not None:  # as llama-quantize notes it
+        metadata["quantize.imatrix.dataset"] = ", ".join(imatrix.datasets)
+        metadata["quantize.imatrix.entries_count"] = len(imatrix.sums)
+        metadata["quantize.imatrix.chunks_count"] = imatrix.n_chunks
+    return metadata
