@@ -195,6 +195,13 @@ def test_honest_files_have_no_fault(models: dict[str, tuple[Path, Path]], tmp_pa
         assert found(models["llama"][0], plant("none", models["llama"][0], tmp_path / "honest.gguf", ftype)) is None
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3_moe"])
+def test_honest_files_of_other_layouts_have_no_fault(kind: str, tmp_path: Path) -> None:
+    folder, file = make_model(tmp_path / "model", kind), tmp_path / "model.gguf"
+    write_gguf(folder, file, ftype="F32", name="tiny", provenance={}, log=silent_log())
+    assert found(folder, file) is None
+
+
 @pytest.mark.parametrize("ftype", ["Q8_0", "Q4_K_M", "IQ4_XS", "Q2_K"])
 def test_rounding_is_no_fault_and_hides_none(ftype: str, tmp_path: Path) -> None:
     """Of 256 columns, so that every type is used; llama.cpp itself quantizes."""

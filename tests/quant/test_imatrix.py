@@ -26,6 +26,7 @@ from edgeft.quant.collect_gguf import file_calibration, importance_of_file
 from edgeft.quant.imatrix import Collector, Imatrix, read_imatrix, write_imatrix
 from edgeft.runtime.llama_eval import Node, WatchedLlama
 from tests.lively import make_lively_llama
+from tests.tiny_models import make_model
 
 TEXT = "The old bridge at the edge of town had been closed since the spring. " * 40
 CHAT = "\n".join(
@@ -240,3 +241,17 @@ def test_the_command_writes_one(source: str, folder: Path, file: Path, data: dic
     assert json.loads(result.stdout) == {**facts, "datasets": ["train.jsonl", "canary.txt"]}
     assert len(written.sums) == 14
     assert 600 < facts["tokens"] <= 800
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3_moe"])
+def test_transposed_fused_and_stacked_matrices(kind: str, data: dict[str, Path], tmp_path: Path) -> None:
+    """What transformers keeps transposed (GPT-2), fused (Phi-3) or stacked by experts; llama.cpp is the oracle."""
+    folder, file = make_model(tmp_path / "model", kind), tmp_path / "model.gguf"
+    write_gguf(folder, file, ftype="F32", name="tiny", provenance={}, log=silent_log())
+    limits = {"max_tokens": 400, "chunk_size": 64, "log": silent_log()}
+    ours = importance_of_folder(folder, tensors_of(folder), **data, **limits)
+    theirs = importance_of_file(file, **data, **limits, n_threads=1)
+    assert set(ours.sums) == set(theirs.sums)
+    for name, sums in theirs.sums.items():
+        np.testing.assert_array_equal(ours.counts[name], theirs.counts[name], err_msg=name)
+        np.testing.assert_allclose(ours.sums[name], sums, rtol=0.01, err_msg=name)
