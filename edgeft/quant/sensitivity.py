@@ -20,14 +20,16 @@ from edgeft.quant.grids.fake import round_rows
 from edgeft.quant.moments import Matrix
 from edgeft.quant.planner import Option, tensor_bytes
 
-CANDIDATES = (
-    GgmlType.Q3_K, GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q5_K, GgmlType.Q6_K,
-    GgmlType.Q8_0,
-)  # fmt: skip
-"""Types whose CPU kernels in llama.cpp are fast. Rows that no multiple of 256 fits leave those of 32 a block."""
+FAST_CANDIDATES = (GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q6_K, GgmlType.Q8_0)
+"""For rows that divide into blocks of 256: types that decode at least as fast as Q4_K_M where they take as many
+bytes. In edgeft-nano on one core with AVX-512, Q4_K and Q4_0 came to 2,600 to 2,700 tokens/s, Q6_K and Q8_0 to
+1,900, Q3_K to 1,900 and Q5_K to 1,550: the last two are not repacked for the CPU and cost more than they save."""
 
-SLOW_CANDIDATES = (GgmlType.IQ4_NL, GgmlType.IQ4_XS)
-"""Better for their bytes in theory, but they look values up in a table: slower to decode, and to quantize."""
+ALL_CANDIDATES = (GgmlType.Q3_K, GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.Q8_0)
+"""The same with those slow for their size, for files of other sizes than Q4_K_M."""
+
+SHORT_ROW_CANDIDATES = (GgmlType.Q4_0, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q8_0)
+"""For rows that only blocks of 32 fit."""
 
 COARSE_BITS = 5.0
 """Calibration rounds to the largest candidate under this: errors large enough to stand out, and still small."""
@@ -42,11 +44,12 @@ def mix_options(
     shapes: Mapping[str, Sequence[int]],
     sequences: Sequence[Sequence[int]],
     *,
-    candidates: Sequence[GgmlType] = CANDIDATES,
+    candidates: Sequence[GgmlType] = FAST_CANDIDATES,
     log: Log,
 ) -> dict[str, list[Option]]:
     """Every type each of `matrices` may take, with its bytes and the KL it adds, calibrated on `sequences`.
 
+    `candidates` are for rows that divide into blocks of 256, SHORT_ROW_CANDIDATES for the others.
     `shapes` are those of the GGUF tensors, `matrices` what `collect_moments` found in `model`; `sequences` of
     token ids should not be those the moments come from. `model` is as before afterwards. Raises UsageError when a
     tensor fits no candidate.
@@ -90,7 +93,8 @@ def log_probabilities(model: Any, sequences: Sequence[Sequence[int]]) -> Iterato
 
 
 def _fitting(name: str, cols: int, candidates: Sequence[GgmlType]) -> list[GgmlType]:
-    kinds = [kind for kind in candidates if cols % block_size(kind) == 0]
+    wanted = candidates if cols % 256 == 0 else SHORT_ROW_CANDIDATES
+    kinds = [kind for kind in wanted if cols % block_size(kind) == 0]
     if not kinds:
         raise UsageError(f"ftype auto: rows of {cols} in {name} divide into no type's blocks; export F16")
     return kinds

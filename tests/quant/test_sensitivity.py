@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from edgeft.console import silent_log
 from edgeft.errors import ModelError, UsageError
+from edgeft.quant.auto import GgufTensor, auto_mix
 from edgeft.quant.ggml import GgmlType
 from edgeft.quant.grids.fake import round_rows
 from edgeft.quant.moments import Matrix, collect_moments
@@ -130,3 +131,26 @@ def test_a_model_that_overflows_is_refused(tmp_path: Path) -> None:
     model.model.norm.weight.data[:] = 1e38
     with pytest.raises((ModelError, RuntimeError), match=r"not finite|inf"):
         collect_moments(model, sequences(0, n=1), SOURCES, log=silent_log())
+
+
+@pytest.mark.parametrize("limits", [{}, {"target_bytes": 100_000}, {"max_kl": 1e-3}])
+def test_a_mix_keeps_its_limits(model: PreTrainedModel, limits: dict[str, Any]) -> None:
+    shapes = {name: model.get_parameter(sources[0]).shape for name, sources in SOURCES.items()}
+    tensors = {name: GgufTensor(tuple(SOURCES[name]), tuple(shape), GgmlType.Q5_0) for name, shape in shapes.items()}
+    tensors["output_norm.weight"] = GgufTensor(("model.norm.weight",), (WIDTH,), GgmlType.F32)
+    mix = auto_mix(model, sequences(0, n=8), tensors, log=silent_log(), **limits)
+    assert set(mix.plan.types) == set(SOURCES)
+    if "max_kl" in limits:
+        assert mix.plan.divergence <= limits["max_kl"]
+    else:
+        room = limits.get("target_bytes", sum(tensor_bytes(t.kind, t.shape) for t in tensors.values()))
+        assert mix.plan.n_bytes + 4 * WIDTH <= room
+    name = "blk.0.ffn_up.weight"
+    rows = model.get_parameter(SOURCES[name][0]).detach().numpy()
+    packed = mix.rounder(name, rows, mix.plan.types[name], None)
+    assert packed.nbytes == mix.plan.tensors[name].n_bytes
+
+
+def test_a_mix_needs_two_sequences(model: PreTrainedModel) -> None:
+    with pytest.raises(UsageError, match="at least two calibration sequences"):
+        auto_mix(model, sequences(0, n=1), {}, log=silent_log())
