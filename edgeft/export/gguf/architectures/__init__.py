@@ -1,4 +1,4 @@
-"""What a GGUF file of each architecture holds: one module a `model_type`, named as config.json names it.
+"""What a GGUF file of each architecture holds: one module a `model_type`, named as config.json names it (`_` for `-`).
 
 `_decoder.py` and `_rope.py` and their like are what several of them share; a file without a leading underscore
 is an architecture, and adding one is adding its file (docs/architectures.md).
@@ -21,17 +21,18 @@ def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
     """The architecture of the `config.json` in `path`. Raises ModelError, listing those supported."""
     model_type = config.get("model_type")
     supported = supported_model_types()
-    if model_type not in supported:
+    module = str(model_type).replace("-", "_")
+    if module not in supported:
         classes = ", ".join(config.get("architectures") or ["no class named"])
         raise ModelError(
             f"{path}: the architecture {model_type!r} ({classes}) cannot be exported to GGUF; "
             f"supported: {', '.join(supported)}; {HOW_TO_ADD}"
         )
-    architecture: Architecture = importlib.import_module(f"{__name__}.{model_type}").ARCHITECTURE
+    architecture: Architecture = importlib.import_module(f"{__name__}.{module}").ARCHITECTURE
     return architecture
 
 
 def supported_model_types() -> list[str]:
-    """Every `model_type` with a module here, sorted; none of them is loaded."""
+    """Every `model_type` with a module here (`_` for `-`), sorted; none of them is loaded."""
     modules = {module.name for module in pkgutil.iter_modules(__path__)}
     return sorted(name for name in modules - {"base", "layout"} if not name.startswith("_"))

@@ -56,6 +56,7 @@ ARCHITECTURE = replace(
         "max_position_embeddings": 131072,
         "vocab_size": 262208,
         "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
         "final_logit_softcapping": None,
         "rope_theta": 1000000.0,
         "rope_local_base_freq": 10000.0,
