@@ -64,7 +64,7 @@ def test_every_command_of_the_workflow_is_understood(workflow: dict[Any, Any]) -
 
 
 def test_the_budgets_beside_it_can_be_read(repo_root: Path) -> None:
-    budgets = yaml.safe_load((repo_root / "recipes" / "ci" / "budgets.yaml").read_text())
+    budgets = yaml.safe_load((repo_root / "recipes" / "ci" / "budgets.yml").read_text())
     assert {parse_budget(metric, text).metric for metric, text in budgets.items()} == set(budgets)
 
 
