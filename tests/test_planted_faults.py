@@ -104,7 +104,7 @@ FAULTS = {
         model="padded", keys={TOKENS: lambda tokens: tokens[:384]},
     ),
     "pre-tokenizer swapped": Fault(
-        "key", "tokenizer.ggml.pre", "is 'llama-bpe'; the tokenizer says 'gpt-2'",
+        "key", "tokenizer.ggml.pre", "is 'llama-bpe'; the tokenizer says '",
         keys={"tokenizer.ggml.pre": "llama-bpe"}
     ),
     "template whitespace": Fault(
