@@ -133,7 +133,9 @@ def _convert(reference: Path, folder: Path, scratch: Path) -> Path | str:
     command = [*script, str(folder), "--outfile", str(file), "--outtype", "f16"]
     environment = os.environ | {"PYTHONPATH": str(reference / "gguf-py")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return file if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
+    if done.returncode == 0:
+        return file
+    return (done.stderr.strip().splitlines() or ["no word"])[-1].replace(f"{folder}/", "")
 
 
 def differences(ours: Path, theirs: Path | str) -> dict[str, Any]:
