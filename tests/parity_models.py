@@ -51,16 +51,12 @@ def ordinary_token_ends(folder: Path) -> None:
     edit(folder / "generation_config.json", eos_token_id=[2, 70])
 
 
-def doubled_bos(folder: Path) -> None:
-    template = folder / "chat_template.jinja"
-    template.write_text("{{ bos_token }}" + template.read_text())
-
-
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "wrong EOS": wrong_eos,
     "ordinary token as EOS": ordinary_token_ends,
-    "doubled BOS in the template": doubled_bos,
 }
+KEYS = {"doubled BOS in the template": {"tokenizer.chat_template": lambda template: "{{ bos_token }}" + template}}
+"""The exporter refuses these, so they are planted in its file."""
 
 
 def plant(fault: str, folder: Path, out: Path, ftype: str = "F16") -> Path:
@@ -72,6 +68,9 @@ def plant(fault: str, folder: Path, out: Path, ftype: str = "F16") -> Path:
         folder = copy
     architecture = ARCHITECTURES.get(fault, ORIGINAL)
     write_gguf(folder, out, ftype=ftype, name="tiny", provenance={}, log=silent_log(), architecture=architecture)
+    if fault in KEYS:
+        honest = out.rename(out.with_suffix(".honest"))
+        rewrite(honest, out, keys=KEYS[fault])
     return out
 
 

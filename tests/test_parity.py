@@ -149,7 +149,7 @@ def test_a_reference_with_doubled_bos_is_bad_itself(folder: Path, tmp_path: Path
     shutil.copytree(folder, copy)
     template = copy / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
-    parity = compare([folder_form("merged", copy), gguf_form("F16", plant("none", copy, tmp_path / "a.gguf"), 1)])
+    parity = compare([folder_form("merged", copy)])
     assert parity["first_bad"] == "merged: prompt 0 ('turn on the kitchen light') begins with two BOS tokens (0)"
 
 
