@@ -21,8 +21,9 @@ def fake_quantize(weight: torch.Tensor, grid: Grid, importance: np.ndarray | Non
     ggml; MatMulNBits has no use for it. The gradient of the result is that of `weight` (straight-through; Bengio
     et al. 2013). Raises TrainingError when weights are not finite, ValueError when rows do not divide into blocks.
 
-    It runs on the CPU in every case: a scale search in another order of summation is another grid. A matrix of
-    256 x 768 takes 6 ms a thread in Q4_K.
+    It runs on the CPU in every case: a scale search in another order of summation is another grid. On one core a
+    matrix of 768 x 256 takes 13 ms in Q4_K, 7 in Q6_K and under 1 in Q4_0 and Q8_0; with importance 23, 13, 5
+    and 1.
     """
     rounded: torch.Tensor = _StraightThrough.apply(weight, grid, importance)
     return rounded
