@@ -105,6 +105,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     ),
     "olmo2": ("Olmo2ForCausalLM", {**SMALL, **rope(5e5)}),
+    "bitnet": ("BitNetForCausalLM", {**SMALL, "tie_word_embeddings": True, "hidden_act": "silu", **rope(2e4)}),
     "granite": ("GraniteForCausalLM", {**SMALL, **MULTIPLIERS, "attention_bias": True, **rope(3e4)}),
 }
 """name -> (class of transformers, fields of its configuration)"""

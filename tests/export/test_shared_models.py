@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from edgeft.errors import ModelError
 from edgeft.runtime import load
 
 pytestmark = pytest.mark.shared
@@ -13,14 +12,24 @@ pytestmark = pytest.mark.shared
 STARTS = ["", "One day, Lily and her mom"]
 
 
-@pytest.mark.parametrize("name", ["stories260K", "babyllama105"])
-def test_200_greedy_tokens_are_transformers(name: str, shared: Path, tmp_path: Path, write: Any) -> None:
+MODELS = ["stories260K", "babyllama105", "bitnet-tinystories-3m"]
+LESSON = "Lily put on her red boots and went to the shop to buy two eggs. "
+
+
+@pytest.mark.parametrize("tuned", [False, True], ids=["as it is", "fine-tuned"])
+@pytest.mark.parametrize("name", MODELS)
+def test_200_greedy_tokens_are_transformers(name: str, tuned: bool, shared: Path, tmp_path: Path, write: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shared / "models" / name
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tuned:
+        fine_tune(theirs, tokenizer(LESSON * 3, return_tensors="pt").input_ids)
+        folder = tmp_path / "tuned"
+        theirs.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     with load(write(folder, tmp_path / "model.gguf"), n_threads=1) as model:
         for start in STARTS:
             ids = tokenizer(start).input_ids
@@ -33,6 +42,12 @@ def test_200_greedy_tokens_are_transformers(name: str, shared: Path, tmp_path: P
             assert model.detokenize(expected) == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_an_architecture_without_a_mapping_is_refused(shared: Path, tmp_path: Path, write: Any) -> None:
-    with pytest.raises(ModelError, match=r"'bitnet' \(BitNetForCausalLM\) cannot be exported to GGUF"):
-        write(shared / "models" / "bitnet-tinystories-3m", tmp_path / "model.gguf")
+def fine_tune(model: Any, ids: Any) -> None:
+    """A few steps on one text: enough to move every weight and the answers."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(8):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
