@@ -62,7 +62,14 @@ SPINE = (
     DATA,
     TRAIN,
     MERGE,
-    Step("export", ("data", "merge"), ("name", "export"), extra="gguf", packages=("gguf", "llama-cpp-python")),
+    Step(
+        "export",
+        ("data", "merge"),
+        ("name", "export", "seed"),
+        extra="train,gguf",
+        packages=("gguf", "llama-cpp-python"),
+        version=2,
+    ),
     Step(
         "parity",
         ("data", "train", "merge", "export"),

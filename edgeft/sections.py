@@ -13,7 +13,8 @@ NANO = "edgeft/nano"
 
 Ftype = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1",
-    "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "Q2_K",
+    "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0",
 ]  # fmt: skip
 TaskMetric = Literal["exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1"]
 
@@ -327,8 +328,26 @@ class Merge(Section):
 class Gguf(Section):
     """One GGUF file."""
 
-    ftype: Ftype
-    """llama.cpp's name of the quantization."""
+    ftype: Ftype | Literal["auto"]
+    """llama.cpp's name of the quantization; `auto`: the mix of types with the least divergence at the bytes of
+    Q4_K_M, `target_bytes` or `max_kl`."""
+    imatrix: bool = False
+    """Weigh rounding errors by the squared activations of the training examples and general text."""
+    rounding: Literal["nearest", "feedback"] = "nearest"
+    """How weights get onto the grid: as llama.cpp rounds them, or so that later columns make up for the errors of
+    earlier ones (GPTQ); `auto` always does the latter."""
+    target_bytes: int | None = Field(None, ge=1)
+    """Largest size of the tensors in bytes, for `auto`."""
+    max_kl: float | None = Field(None, gt=0.0)
+    """Largest mean KL divergence in nats a token on calibration tokens, for `auto`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.ftype != "auto" and (self.target_bytes is not None or self.max_kl is not None):
+            raise ValueError(f"target_bytes and max_kl plan the mix of ftype auto; {self.ftype} is what it is")
+        if self.target_bytes is not None and self.max_kl is not None:
+            raise ValueError("target_bytes or max_kl, not both: one is bounded, the other results")
+        return self
 
 
 def _default_gguf() -> list[Gguf]:
@@ -340,8 +359,10 @@ class Export(Section):
 
     gguf: list[Gguf] = Field(default_factory=_default_gguf, min_length=1)
     """GGUF files for llama.cpp, in the order they are made."""
-    ship: Ftype | None = None
+    ship: Ftype | Literal["auto"] | None = None
     """The file that is benchmarked and judged; null: the last of the list."""
+    calibration_tokens: int = Field(16384, ge=512)
+    """Tokens of training examples and general text that `imatrix`, `auto` and `rounding: feedback` measure."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

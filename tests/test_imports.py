@@ -46,18 +46,24 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "console", "data", "errors", "runtime", "training"},
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
     ),
-    "export": ({"artifact", "console", "errors", "quant", "runtime"}, {"numpy", "gguf", "llama_cpp", "tokenizers"}),
+    "export": (
+        {"artifact", "console", "errors", "quant", "runtime"},
+        {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
+    ),
     "parity": ({"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH),
     "stages": (
         {
-            "artifact", "bench", "console", "data", "errors", "export", "parity", "recipe", "report", "sections",
-            "training", "training_memory",
+            "artifact", "bench", "console", "data", "errors", "export", "parity", "quant", "recipe", "report",
+            "sections", "training", "training_memory",
         },
         TORCH | {"sklearn"},
     ),
-    "runtime": ({"artifact", "errors"}, {"numpy", "llama_cpp", "jinja2"}),
-    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml"}),
-    "report": ({"errors"}, set()),
+    "runtime": (
+        {"artifact", "errors"},
+        {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
+    ),
+    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
+    "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),
 }  # fmt: skip
 PARTS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})

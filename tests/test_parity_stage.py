@@ -133,3 +133,28 @@ def test_a_bad_file_fails_the_stage_and_leaves_the_numbers(run: Any, tmp_path: P
     result = json.loads((tmp_path / "parity" / "parity.json").read_text())
     assert result["first_bad"].startswith("Q8_0: kl_mean")
     assert [row["ok"] for row in result["rows"]] == [True, True, True, False]
+    assert result["finding"]["name"] == "blk.0.attn_q.weight"
+    assert "blk.0.attn_q.weight" in str(error.value)
+
+
+def test_calibrated_files(run: Any, tmp_path: Path) -> None:
+    """An importance matrix, a planned mix and error feedback: llama.cpp reads each, and says what it was made with."""
+    make_recipe, artifacts = run
+    entries = [
+        {"ftype": "F16"},
+        {"ftype": "Q4_0", "imatrix": True},
+        {"ftype": "Q4_1", "rounding": "feedback"},
+        {"ftype": "auto", "imatrix": True},
+    ]
+    loose = {family: {"top1": 0.0, "kl_mean": 10.0} for family in ("q8_0", "q4")}
+    recipe = make_recipe(export={"gguf": entries, "calibration_tokens": 512}, parity={"prompts": 4, "tolerance": loose})
+    files = exported(recipe, artifacts, tmp_path / "export")
+    planned = json.loads(files.file("mix.json").read_text())["tensors"]
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(files.file("tiny-auto.gguf")).tensors}
+    assert {name: kinds[name] for name in planned} == {name: option["kind"] for name, option in planned.items()}
+    assert "quantize.imatrix.entries_count" in gguf.GGUFReader(files.file("tiny-Q4_0.gguf")).fields
+    (tmp_path / "parity").mkdir()
+    parity.run(recipe, {**artifacts, "export": files}, tmp_path / "parity", silent_log())
+    rows = json.loads((tmp_path / "parity" / "parity.json").read_text())["rows"]
+    assert [row["form"] for row in rows] == ["adapter", "merged", "F16", "Q4_0", "Q4_1", "auto"]
+    assert all(row["kl_mean"] < 0.5 for row in rows[1:])

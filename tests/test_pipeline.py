@@ -227,7 +227,7 @@ def test_other_errors_of_the_system_stay_tracebacks(here: Path) -> None:
     ("stage", "module", "said"),
     [
         ("train", "peft.tuners", 'the Python package peft is not installed; pip install "edgeft[train]"'),
-        ("export", "gguf", 'pip install "edgeft[gguf]"'),
+        ("export", "gguf", 'pip install "edgeft[train,gguf]"'),
         ("parity", "llama_cpp", 'pip install "edgeft[train,gguf]"'),
     ],
 )

@@ -32,6 +32,8 @@ def render_table(parity: Mapping[str, Any]) -> str:
     )
     if parity["first_bad"]:
         lines += textwrap.wrap(f"first bad: {parity['first_bad']}", WIDTH, subsequent_indent="  ")
+    if finding := parity.get("finding"):
+        lines += textwrap.wrap(f"where: {finding['message']}", WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
 
 

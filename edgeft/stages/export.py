@@ -9,6 +9,7 @@ from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.export.gguf.export import export_gguf
 from edgeft.recipe import Recipe
+from edgeft.stages._calibrated import calibrated_settings
 from edgeft.stages._model import final_model
 
 N_TEXTS = 500
@@ -17,6 +18,8 @@ N_TEXTS = 500
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
     """Write one GGUF file for every entry of `export.gguf` and files.json; metrics are their sizes in bytes.
+
+    With an entry of ftype `auto` there is mix.json too, the types chosen.
 
     Reads the model and provenance.json of `merge` and train.jsonl of `data`. Raises ModelError when the model
     cannot be exported.
@@ -29,6 +32,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         ftypes=[entry.ftype for entry in recipe.export.gguf],
         provenance=_provenance(model.file("provenance.json")),
         log=log,
+        settings=calibrated_settings(recipe, model.path, inputs["data"], out, log),
         texts=islice(_messages(inputs["data"].file("train.jsonl")), N_TEXTS),
     )
     (out / "files.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")

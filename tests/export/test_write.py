@@ -223,8 +223,8 @@ def same_name(folder: Path) -> None:
 
 BAD: dict[str, tuple[Any, str]] = {
     "another architecture": (
-        lambda f: edited(f, "config.json", model_type="bitnet", architectures=["BitNetForCausalLM"]),
-        r"'bitnet' \(BitNetForCausalLM\) cannot be exported to GGUF; supported: .*llama.* docs/architectures\.md",
+        lambda f: edited(f, "config.json", model_type="rwkv", architectures=["RwkvForCausalLM"]),
+        r"'rwkv' \(RwkvForCausalLM\) cannot be exported to GGUF; supported: .*llama.* docs/architectures\.md",
     ),
     "no architecture": (lambda f: edited(f, "config.json", model_type=None), "None .* cannot be exported"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),

@@ -7,7 +7,6 @@ says what its file holds.
 
 from edgeft.export.gguf.quantize import quantize_gguf
 from edgeft.export.gguf.tensor_types import FLOAT_FTYPES, FTYPES
-from edgeft.export.gguf.tensor_types import FLOAT_FTYPES as WRITTEN_FTYPES
 from edgeft.export.gguf.write import write_gguf
 
-__all__ = ["FLOAT_FTYPES", "FTYPES", "WRITTEN_FTYPES", "quantize_gguf", "write_gguf"]
+__all__ = ["FLOAT_FTYPES", "FTYPES", "quantize_gguf", "write_gguf"]

@@ -1,0 +1,106 @@
+"""What GGUF files learn from calibration tokens before they are written: importance, a mix of types, rounding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from edgeft.artifact import Artifact
+from edgeft.console import Log
+from edgeft.export.folder import open_checkpoint, read_folder
+from edgeft.export.gguf.architectures.layout import Layout, lay_out
+from edgeft.export.gguf.export import Settings
+from edgeft.export.gguf.tensor_types import tensor_types
+from edgeft.quant.auto import GgufTensor, auto_mix
+from edgeft.quant.calibration import Calibration
+from edgeft.quant.collect import collect_imatrix, folder_calibration
+from edgeft.quant.imatrix import Imatrix
+from edgeft.quant.moments import collect_moments
+from edgeft.quant.planner import write_plan
+from edgeft.quant.rounding import FeedbackRounder
+from edgeft.recipe import Recipe
+from edgeft.sections import Gguf
+from edgeft.training.models import load_model
+
+CHUNK_SIZE = 512
+MIX_OF = "Q4_K_M"
+"""Where a mix starts: its bytes unless the recipe says otherwise, and its types for what cannot be measured."""
+
+
+def calibrated_settings(recipe: Recipe, model: Path, data: Artifact, out: Path, log: Log) -> dict[str, Settings]:
+    """By ftype, for the entries of `export.gguf` that ask for more than llama.cpp's own rules.
+
+    Writes the plan of a mix to out/mix.json. Raises DataError without anything to calibrate on, ModelError for a
+    model that cannot be loaded or overflows, UsageError for a mix whose limits cannot be met.
+    """
+    asked = [
+        entry for entry in recipe.export.gguf if entry.imatrix or entry.ftype == "auto" or entry.rounding != "nearest"
+    ]
+    if not asked:
+        return {}
+    bench = _Measured(recipe, model, data, log)
+    return {entry.ftype: _settings(entry, bench, out, log) for entry in asked}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The model and its calibration tokens, each measured once for all files, when first asked for."""
+
+    recipe: Recipe
+    folder: Path
+    data: Artifact
+    log: Log
+
+    @cached_property
+    def layout(self) -> Layout:
+        return lay_out(read_folder(self.folder), open_checkpoint(self.folder))
+
+    @cached_property
+    def model(self) -> Any:
+        return load_model(self.folder)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        with as_file(files("edgeft") / "assets" / "canary.txt") as text:
+            return folder_calibration(
+                self.folder,
+                examples=self.data.file("train.jsonl"),
+                text=text,
+                max_tokens=self.recipe.export.calibration_tokens,
+                chunk_size=CHUNK_SIZE,
+                seed=self.recipe.seed,
+            )
+
+    @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        return {rule.name: rule.sources for rule in self.layout.rules}
+
+    @cached_property
+    def imatrix(self) -> Imatrix:
+        return collect_imatrix(self.model, self.calibration, self.sources, chunk_size=CHUNK_SIZE, log=self.log)
+
+    @cached_property
+    def rounder(self) -> FeedbackRounder:
+        matrices = collect_moments(self.model, self.calibration.sequences, self.sources, log=self.log)
+        return FeedbackRounder({name: matrix.hessian for name, matrix in matrices.items()})
+
+
+def _settings(entry: Gguf, measured: _Measured, out: Path, log: Log) -> Settings:
+    imatrix = measured.imatrix if entry.imatrix else None
+    if entry.ftype != "auto":
+        return Settings(imatrix=imatrix, rounder=measured.rounder if entry.rounding == "feedback" else None)
+    layout = measured.layout
+    shapes = [(rule.name, rule.shape) for rule in layout.rules]
+    kinds = tensor_types(MIX_OF, shapes, layout.hyperparameters, importance=entry.imatrix)
+    mix = auto_mix(
+        measured.model,
+        measured.calibration.sequences,
+        {rule.name: GgufTensor(rule.sources, rule.shape, kinds[rule.name]) for rule in layout.rules},
+        target_bytes=entry.target_bytes,
+        max_kl=entry.max_kl,
+        log=log,
+    )
+    write_plan(out / "mix.json", mix.plan)
+    return Settings(imatrix=imatrix, types=mix.plan.types, rounder=mix.rounder, ftype=MIX_OF)
