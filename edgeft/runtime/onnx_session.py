@@ -1,0 +1,97 @@
+"""Opening an ONNX file in onnxruntime: which file of a folder, which providers, how many threads."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from edgeft.errors import ModelError, RuntimeFault, UsageError
+from edgeft.runtime.onnx_file import OnnxFile, check_onnx
+
+CPU = "CPUExecutionProvider"
+DEVICES = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+"""Where a provider wants keys and values to stay; all others take them from ordinary memory."""
+BYTES_PER_THREAD = 20_000_000
+"""Smallest share of the weights worth a thread of its own: threads wait for each other after every operator."""
+NAMES = ("model.onnx", "decoder_model_merged.onnx", "onnx/model.onnx")
+"""Tried in this order before any other .onnx file of a folder (edgeft's and optimum's names, transformers.js')."""
+
+
+def find_file(path: Path) -> tuple[Path, Path]:
+    """The ONNX file of `path`, itself or in that folder, and the folder with its tokenizer and configuration.
+
+    Raises ModelError when there is none, or when there are several and none has a usual name.
+    """
+    if path.is_file():
+        above = path.parent.parent
+        inside = path.parent.name == "onnx" and (above / "tokenizer.json").is_file()
+        return path, above if inside else path.parent
+    files = sorted([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")])
+    usual = [path / name for name in NAMES if path / name in files]
+    if not files:
+        raise ModelError(f"{path}: no .onnx file in this folder; export the model first (edgeft export)")
+    if not usual and len(files) > 1:
+        found = ", ".join(str(file.relative_to(path)) for file in files)
+        raise ModelError(f"{path}: several models ({found}); give the path of one of them")
+    return (usual or files)[0], path
+
+
+def choose_providers(wanted: Sequence[str]) -> list[str]:
+    """The execution providers of `wanted`, in order of preference, that this onnxruntime has.
+
+    Providers it has not are passed over as long as there is another. Nothing wanted is the processor. Raises
+    UsageError for a name no onnxruntime knows, RuntimeFault when none of them is available; both name those that are.
+    """
+    available, known = onnxruntime.get_available_providers(), onnxruntime.get_all_providers()
+    if unknown := [name for name in wanted if name not in known]:
+        raise UsageError(f"no execution provider is called {unknown[0]!r}; available here: {', '.join(available)}")
+    chosen = [name for name in wanted if name in available]
+    if wanted and not chosen:
+        raise RuntimeFault(
+            f"this onnxruntime has none of the execution providers {', '.join(wanted)}; available here: "
+            f"{', '.join(available)}; ask for one of these or install the onnxruntime package that has yours"
+        )
+    return chosen or [CPU]
+
+
+def choose_threads(n_threads: int | None, weight_bytes: int) -> int:
+    """`n_threads`, or a thread for every 20 MB of weights, at least one and at most one for every usable CPU."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n_threads or max(1, min(cpus, weight_bytes // BYTES_PER_THREAD))
+
+
+def open_session(
+    path: Path, *, n_threads: int | None, providers: Sequence[str], arena: bool = True, spinning: bool = True
+) -> tuple[Any, OnnxFile]:
+    """An `onnxruntime.InferenceSession` of the ONNX file `path`, which is checked first.
+
+    `arena` keeps freed memory for the next run; without it each run gives it back. `spinning` lets the threads
+    wait for work by spinning, which is faster on free cores and slower on busy ones. Raises ModelError for a file
+    that must not be loaded, RuntimeFault when onnxruntime refuses it, and what `choose_providers` raises.
+    """
+    chosen = choose_providers(providers)
+    checked = check_onnx(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = choose_threads(n_threads, checked.weight_bytes)
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
+    # A pattern is kept for every shape of the inputs, and the mask has another with each token.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+    except Exception as error:  # onnxruntime's exceptions share no class of their own
+        raise RuntimeFault(f"{path}: onnxruntime refused the file: {_one_line(error)}") from None
+    return session, checked
+
+
+def run_fault(path: Path, error: Exception) -> RuntimeFault:
+    """What to raise when a session failed while running."""
+    return RuntimeFault(f"{path}: onnxruntime did not run: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
