@@ -5,7 +5,7 @@ wherever one exists. The docstring under a key says what it means and in which u
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,11 @@ Ftype = Literal[
     "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "Q2_K",
     "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0",
 ]  # fmt: skip
-TaskMetric = Literal["exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1"]
+TaskMetric = Literal[
+    "exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1", "rouge_l",
+    "numeric_answer", "tool_call_match",
+]  # fmt: skip
+BenchMetric = Literal[TaskMetric, "json_schema_valid", "perplexity", "ece", "out_of_scope_recall"]
 
 
 class Section(BaseModel):
@@ -426,8 +430,18 @@ class Latency(Section):
 class Bench(Section):
     """Accuracy and speed of the file that ships, in its real runtime."""
 
-    metrics: list[TaskMetric] = Field(default=["exact_match"], min_length=1)
+    metrics: list[BenchMetric] = Field(default=["exact_match"], min_length=1)
     """What is scored on the test set."""
+    json_schema: dict[str, Any] | None = None
+    """The JSON schema that `json_schema_valid` checks answers against."""
+    out_of_scope: str | None = None
+    """The answer that abstains, as text or JSON; the test examples that want it are out of scope."""
+    abstain_below: float = Field(0.0, ge=0.0, le=1.0)
+    """Answers less probable than this count as abstention; 0: only `out_of_scope` does."""
+    slice_by: list[str] = []
+    """Fields of the examples by whose values the scores are listed apart; `answer` is the reference."""
+    slice_minimum: int = Field(10, ge=1)
+    """Examples a slice needs to count as the best or the worst."""
     limit: int | None = Field(None, ge=1)
     """Examples of the test set; null: all."""
     max_new_tokens: int = Field(128, ge=1)
@@ -442,3 +456,10 @@ class Bench(Section):
     """Training examples shown to the base model in the few-shot baseline; 0 leaves it out."""
     baseline_limit: int = Field(100, ge=1)
     """Examples of the test set for the base model's baselines."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for metric, key in (("json_schema_valid", "json_schema"), ("out_of_scope_recall", "out_of_scope")):
+            if metric in self.metrics and getattr(self, key) is None:
+                raise ValueError(f"{metric} needs the key {key}")
+        return self

@@ -8,12 +8,12 @@ from typing import Any, get_args
 import pytest
 
 from edgeft.bench.baseline import Baseline, save_baseline
-from edgeft.bench.budgets import TASK_METRICS, known_gate_metrics, parse_budget
+from edgeft.bench.budgets import BENCH_METRICS, TASK_METRICS, known_gate_metrics, parse_budget
 from edgeft.bench.file import BenchSettings
 from edgeft.bench.gate import Measured, Results, collect, judge, judge_results, read_results
 from edgeft.bench.metrics import known_metrics, score_texts
 from edgeft.errors import UsageError
-from edgeft.sections import Bench, TaskMetric
+from edgeft.sections import Bench, BenchMetric
 
 
 @pytest.mark.parametrize(
@@ -263,11 +263,13 @@ def test_no_drop_between_different_examples() -> None:
 
 def test_names_agree_everywhere() -> None:
     assert known_metrics() == TASK_METRICS
-    assert set(get_args(TaskMetric)) == set(TASK_METRICS) <= set(known_gate_metrics())
+    assert get_args(BenchMetric) == (*TASK_METRICS, *BENCH_METRICS)
+    assert set(get_args(BenchMetric)) <= set(known_gate_metrics())
 
 
 def test_a_device_without_recipe_has_the_same_defaults() -> None:
     defaults = Bench().model_dump()
     settings = asdict(BenchSettings())
     settings["latency"] = {name: settings["latency"][name] for name in defaults["latency"]}
-    assert settings | {"metrics": list(settings["metrics"])} == {name: defaults[name] for name in settings}
+    lists = {name: list(settings[name]) for name in ("metrics", "slice_by")}
+    assert settings | lists == {name: defaults[name] for name in settings}

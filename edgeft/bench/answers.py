@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeft.bench.accuracy import Answer, Evaluation, score_answers
+from edgeft.bench.accuracy import Answer, Evaluation, Scoring, score_answers
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example
 from edgeft.bench.latency import SILENCE_S, WORKER, converse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate_file(
     path: Path,
     examples: Sequence[Example],
-    metrics: Sequence[str],
+    scoring: Scoring,
     setup: Setup,
     *,
     max_new_tokens: int,
@@ -38,13 +38,16 @@ def evaluate_file(
         "path": str(path),
         "setup": asdict(setup),
         "max_new_tokens": max_new_tokens,
-        "prompts": [{"prompt": example.prompt, "tools": example.tools} for example in examples],
+        "probabilities": scoring.probabilities,
+        "prompts": [
+            {"prompt": example.prompt, "tools": example.tools, "reply": example.message} for example in examples
+        ],
     }
     answers: list[Answer] = []
     started = time.perf_counter()
 
     def scored() -> Evaluation:
-        return score_answers(examples[: len(answers)], answers, metrics, time.perf_counter() - started)
+        return score_answers(examples[: len(answers)], answers, scoring, time.perf_counter() - started)
 
     try:
         with log.progress("accuracy", len(examples), "examples") as progress:

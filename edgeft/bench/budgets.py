@@ -18,7 +18,13 @@ from typing import Self
 
 from edgeft.errors import UsageError
 
-TASK_METRICS = ("exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1")
+TASK_METRICS = (
+    "exact_match", "json_valid", "json_match", "json_field_f1", "label_accuracy", "macro_f1", "rouge_l",
+    "numeric_answer", "tool_call_match",
+)  # fmt: skip
+"""Metrics of two texts."""
+BENCH_METRICS = ("json_schema_valid", "perplexity", "ece", "out_of_scope_recall")
+"""Metrics that need more than two texts: a schema, probabilities, the answer that abstains."""
 SHARE, NUMBER, BYTES, MS, SECONDS, RATE = "share", "number", "bytes", "ms", "s", "tokens/s"
 UNITS: dict[str, dict[str, float]] = {
     SHARE: {"": 1, "%": 0.01},
@@ -31,7 +37,8 @@ UNITS: dict[str, dict[str, float]] = {
 SPEED_UNITS = (MS, SECONDS, RATE)
 """Units of what depends on the machine: such a number is compared with a baseline of the same machine only."""
 OTHER_METRICS = {
-    "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": SHARE, "perplexity": NUMBER,
+    "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": SHARE,
+    "perplexity": NUMBER, "ece": NUMBER,
     "load_ms": MS, "prompt_tokens_per_s": RATE, "decode_tokens_per_s": RATE,
     "cpu_s_per_token": SECONDS, "cpu_s_per_prompt_token": SECONDS, "energy_j_per_token": NUMBER,
     "peak_rss_bytes": BYTES, "peak_pss_bytes": BYTES, "size_bytes": BYTES, "bundle_bytes": BYTES,
@@ -71,7 +78,7 @@ class Budget:
 
 def known_gate_metrics() -> dict[str, str]:
     """{metric: its unit} of everything a budget can be set on."""
-    tasks = dict.fromkeys(TASK_METRICS, SHARE)
+    tasks = dict.fromkeys((*TASK_METRICS, "json_schema_valid", "out_of_scope_recall"), SHARE)
     return tasks | {f"{name}_drop": SHARE for name in tasks} | OTHER_METRICS
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.bench import backends, roofline
-from edgeft.bench.accuracy import Evaluation
+from edgeft.bench.accuracy import Evaluation, Scoring
 from edgeft.bench.answers import evaluate_file
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example, take
 from edgeft.bench.latency import SILENCE_S, WORKER, LatencyPlan, Measurement, measure
+from edgeft.bench.slices import check_fields
 from edgeft.errors import RunCutShort, RuntimeFault
 
 if TYPE_CHECKING:
@@ -20,11 +21,10 @@ UNANSWERED = Evaluation(0, (), (), (), (), 0.0)
 
 
 @dataclass(frozen=True)
-class BenchSettings:
+class BenchSettings(Scoring):
     """How a file is benchmarked; the same names and defaults as the recipe's `bench` section (a test holds
     them together), here once more because a device has no recipe."""
 
-    metrics: tuple[str, ...] = ("exact_match",)
     limit: int | None = None
     max_new_tokens: int = 128
     n_ctx: int = 1024
@@ -85,6 +85,8 @@ def bench_file(
     """
     setup = replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)
     backends.find(path, setup.backend)
+    chosen = take(examples, settings.limit, seed) if scored else []
+    check_fields(chosen, settings.slice_by)
     child: dict[str, Any] = {"command": command, "silence_s": silence_s, "log": log}
     try:
         measurement = measure(path, examples, settings.latency, setup, **child)
@@ -95,12 +97,11 @@ def bench_file(
     result = BenchResult(path.name, UNANSWERED, measurement)
     if with_roofline:
         result = replace(result, roofline=_roofline(measurement, setup, log))
-    chosen = take(examples, settings.limit, seed) if scored else []
     if not chosen:
         return result
     try:
         limit = settings.max_new_tokens
-        evaluation = evaluate_file(path, chosen, settings.metrics, setup, max_new_tokens=limit, **child)
+        evaluation = evaluate_file(path, chosen, settings, setup, max_new_tokens=limit, **child)
     except RuntimeFault as error:
         answered = error.partial if isinstance(error, RunCutShort) else UNANSWERED
         partial = replace(result, evaluation=answered, complete=False, failure=str(error))

@@ -6,26 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054  # quantile 0.975 of the standard normal distribution
 RESAMPLES = 1000
 RATIO_RESAMPLES = 4000
 FEWEST_RATIOS = 6
-
-
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """95 % score interval of a share of `successes` among `n` trials.
-
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
-    American Statistical Association 22 (1927) 209-212, without continuity correction:
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). It stays inside 0..1 and does not collapse at 0 or n.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share = successes / n
-    denominator = 1 + Z95**2 / n
-    centre = (share + Z95**2 / (2 * n)) / denominator
-    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap_interval(n: int, statistic: Callable[[np.ndarray], float], *, seed: int = 0) -> tuple[float, float]:

@@ -114,8 +114,10 @@ def _answers(order: dict[str, Any], setup: Setup, say: Say) -> None:
     say("loaded")
     try:
         for content in order["prompts"]:
-            example = Example(tuple(content["prompt"]), "", content["tools"] and tuple(content["tools"]))
-            say("answer", answer=asdict(answer(model, example, order["max_new_tokens"])))
+            tools = content["tools"] and tuple(content["tools"])
+            example = Example(tuple(content["prompt"]), "", tools, reply=content["reply"])
+            given = answer(model, example, order["max_new_tokens"], probabilities=order["probabilities"])
+            say("answer", answer=asdict(given))
     finally:
         model.close()
 

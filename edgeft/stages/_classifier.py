@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgeft.artifact import Artifact
-from edgeft.bench.accuracy import FINISHED, Answer, Evaluation, score_answers
+from edgeft.bench.accuracy import FINISHED, Answer, Evaluation, Scoring, score_answers
 from edgeft.bench.examples import read_examples
 from edgeft.bench.metrics import score_texts
 from edgeft.console import Log
@@ -106,7 +106,7 @@ def write_evaluation(
     found = classify(model, examples)
     answers = _answers(found, examples.lengths, labels)
     wanted = list(dict.fromkeys([*metrics, *METRICS]))
-    evaluation: Evaluation = score_answers(asked, answers, wanted, time.perf_counter() - started)
+    evaluation: Evaluation = score_answers(asked, answers, Scoring(wanted), time.perf_counter() - started)
     write_json(out / "evaluation.json", {"split": "test", "form": "torch", **evaluation.to_json()})
     write_lines(out / "predictions.jsonl", evaluation.predictions())
     return {f"test_{name}": value for name, value in evaluation.values().items()}

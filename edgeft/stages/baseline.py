@@ -15,13 +15,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgeft.artifact import Artifact
-from edgeft.bench.accuracy import Answer, Evaluation, finished_answer, refused_answer, score_answers
+from edgeft.bench.accuracy import Answer, Evaluation, Scoring, finished_answer, refused_answer, score_answers
 from edgeft.bench.examples import Example, read_examples, take
 from edgeft.console import Log
 from edgeft.recipe import Recipe
 from edgeft.stages._classical import FEATURES, classical_answers
 from edgeft.stages._json import write_json, write_lines
 from edgeft.stages._model import final_model
+from edgeft.stages.bench import scoring_keys
 from edgeft.training.generation import find_stop_ids, generate_greedily
 from edgeft.training.models import load_model, load_tokenizer, resolve_base
 
@@ -67,7 +68,7 @@ class _Asker:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, log: Log) -> None:
         self.model, self.tokenizer, self.log = model, tokenizer, log
-        self.max_new_tokens, self.metrics = recipe.bench.max_new_tokens, recipe.bench.metrics
+        self.max_new_tokens, self.scoring = recipe.bench.max_new_tokens, Scoring(**scoring_keys(recipe.bench))
         self.n_ctx = min(recipe.bench.n_ctx, getattr(model.config, "max_position_embeddings", recipe.bench.n_ctx))
         self.stop_ids = find_stop_ids(tokenizer, model)
 
@@ -99,7 +100,7 @@ class _Asker:
         answers = [refused_answer(len(prompt)) for prompt in prompts]
         for index, ids in zip(fitting, outputs, strict=True):
             answers[index] = finished_answer(ids, len(prompts[index]), limits[index], self._text(one_line))
-        return score_answers(examples, answers, self.metrics, time.perf_counter() - started)
+        return score_answers(examples, answers, self.scoring, time.perf_counter() - started)
 
     def _prompt(self, example: Example, shots: Sequence[Example]) -> list[int]:
         """Token ids of the question with as many of the shots before it as leave room for the answer."""
@@ -147,4 +148,5 @@ def _classical(
     started = time.perf_counter()
     method, texts = classical_answers(train, test, recipe.seed)
     answers = [Answer(text, "stop", 0, 0) for text in texts]
-    return method, FEATURES, score_answers(test, answers, recipe.bench.metrics, time.perf_counter() - started)
+    scoring = Scoring(**scoring_keys(recipe.bench))
+    return method, FEATURES, score_answers(test, answers, scoring, time.perf_counter() - started)

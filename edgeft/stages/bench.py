@@ -1,15 +1,19 @@
 """Stage `bench`: accuracy and speed of the file that ships, in its real runtime."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from edgeft.artifact import Artifact
+from edgeft.bench.accuracy import Scoring
 from edgeft.bench.examples import read_examples
 from edgeft.bench.file import BenchSettings, bench_file
 from edgeft.bench.latency import LatencyPlan
 from edgeft.console import Log
 from edgeft.errors import ArtifactError
 from edgeft.recipe import Recipe
+from edgeft.sections import Bench
 from edgeft.stages._json import write_json, write_lines
 
 
@@ -22,7 +26,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     path = shipping_file(inputs["export"], recipe.export.shipped)
     section = recipe.bench
     settings = BenchSettings(
-        metrics=tuple(section.metrics),
+        **scoring_keys(section),
         limit=section.limit,
         max_new_tokens=section.max_new_tokens,
         n_ctx=section.n_ctx,
@@ -34,6 +38,11 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     write_json(out / "bench.json", result.to_json())
     write_lines(out / "predictions.jsonl", result.evaluation.predictions())
     return result.flat()
+
+
+def scoring_keys(section: Bench) -> dict[str, Any]:
+    """The keys of a `Scoring`, from the section of the recipe."""
+    return {key.name: getattr(section, key.name) for key in fields(Scoring)}
 
 
 def shipping_file(export: Artifact, ftype: str) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeft.bench.accuracy import evaluate
+from edgeft.bench.accuracy import Scoring, evaluate
 from edgeft.bench.examples import Example
 from edgeft.console import silent_log
 from edgeft.errors import RuntimeFault
@@ -16,7 +16,7 @@ def example(question: str, answer: str, **fields: object) -> Example:
 def test_scores_answers_and_finish() -> None:
     model = FakeModel({"q1": "yes", "q2": "no, never in my life", "q3": "yes"}, n_ctx=40)
     examples = [example("q1", "yes"), example("q2", "no"), example("q3", "no"), example("x" * 50, "yes")]
-    result = evaluate(model, examples, ["exact_match", "json_valid"], max_new_tokens=8, log=silent_log())
+    result = evaluate(model, examples, Scoring(["exact_match", "json_valid"]), max_new_tokens=8, log=silent_log())
     assert result.values() == {"exact_match": 0.25}
     assert result.not_applicable == ("json_valid",)
     assert [(a.text, a.finish, a.n_prompt, a.n_new) for a in result.answers] == [
@@ -40,13 +40,13 @@ def test_scores_answers_and_finish() -> None:
 
 def test_the_context_window_cuts_as_well() -> None:
     model = FakeModel({"q": "a long answer"}, n_ctx=10)  # 6 tokens of prompt leave 4
-    result = evaluate(model, [example("q", "a lo")], ["exact_match"], max_new_tokens=100, log=silent_log())
+    result = evaluate(model, [example("q", "a lo")], Scoring(), max_new_tokens=100, log=silent_log())
     assert (result.answers[0].text, result.answers[0].finish) == ("a lo", "length")
 
 
 def test_a_prompt_that_fills_the_context_leaves_no_answer() -> None:
     model = FakeModel({"qqqqq": "a"}, n_ctx=10)
-    result = evaluate(model, [example("qqqqq", "a")], ["exact_match"], max_new_tokens=100, log=silent_log())
+    result = evaluate(model, [example("qqqqq", "a")], Scoring(), max_new_tokens=100, log=silent_log())
     assert (result.answers[0].finish, result.answers[0].n_prompt) == ("prompt_too_long", 10)
 
 
@@ -55,7 +55,7 @@ def test_tools_reach_the_template() -> None:
     evaluate(
         model,
         [example("q", "a", tools=({"name": "t"},))],
-        ["exact_match"],
+        Scoring(),
         max_new_tokens=4,
         log=silent_log(),
     )
@@ -64,4 +64,4 @@ def test_tools_reach_the_template() -> None:
 
 def test_a_fault_of_the_runtime_is_not_a_wrong_answer() -> None:
     with pytest.raises(RuntimeFault, match="no scripted answer"):
-        evaluate(FakeModel({}), [example("q", "a")], ["exact_match"], max_new_tokens=4, log=silent_log())
+        evaluate(FakeModel({}), [example("q", "a")], Scoring(), max_new_tokens=4, log=silent_log())

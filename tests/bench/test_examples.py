@@ -14,7 +14,7 @@ def test_read(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text(f'{GOOD}\n\n{GOOD[:-1]}, "tools": [{{"name": "t"}}], "id": 3}}\n')
     prompt = ({"role": "user", "content": "q"},)
-    assert read_examples(path) == [Example(prompt, "a"), Example(prompt, "a", ({"name": "t"},))]
+    assert read_examples(path) == [Example(prompt, "a"), Example(prompt, "a", ({"name": "t"},), {"id": 3})]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgeft.bench import latency, worker
+from edgeft.bench.accuracy import Scoring
 from edgeft.bench.answers import evaluate_file
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example
@@ -202,7 +203,7 @@ def test_a_run_that_dies_midway_keeps_its_samples(code: str, error: type[Excepti
 def test_answers_of_a_child_that_dies(answered: bool, code: str, error: type[Exception], message: str) -> None:
     code = (ANSWERED if answered else LOADED) + code
     with pytest.raises(error, match=message) as raised:
-        evaluate_file(Path("model.gguf"), examples(), ["exact_match"], Setup(), max_new_tokens=4, **child(code))
+        evaluate_file(Path("model.gguf"), examples(), Scoring(), Setup(), max_new_tokens=4, **child(code))
     assert isinstance(raised.value, RunCutShort) == answered
     if isinstance(raised.value, RunCutShort):
         assert (raised.value.partial.n, raised.value.partial.values()) == (1, {"exact_match": 1.0})

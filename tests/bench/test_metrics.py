@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from edgeft.bench.metrics import INVALID, Score, json_fields, known_metrics, parse_json, score_texts
+from edgeft.bench.json_values import INVALID, json_fields, parse_json
+from edgeft.bench.metrics import known_metrics, score_texts
+from edgeft.bench.scores import Score
 from edgeft.errors import UsageError
 
 JSON_VALUES = st.recursive(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, t
 
-from edgeft.bench.statistics import bootstrap_interval, quantile, ratio_interval, summary, wilson_interval
+from edgeft.bench.shares import wilson_interval
+from edgeft.bench.statistics import bootstrap_interval, quantile, ratio_interval, summary
 
 # R. G. Newcombe, "Two-sided confidence intervals for the single proportion: comparison of seven methods",
 # Statistics in Medicine 17 (1998) 857-872, table I, method 3 (score interval, no continuity correction).

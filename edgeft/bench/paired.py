@@ -1,0 +1,90 @@
+"""Two models on the same examples: are the answers of one really better, or did a few examples fall its way?
+
+Works on scores as bench.json and baseline.json hold them. Standard library only, see `shares`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgeft.bench.shares import mcnemar_p, paired_interval
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One yes-or-no metric of models a and b over the `n` examples it counts for both.
+
+    `only_a` counts the examples that only a got right, and so on; `difference` is a's share minus b's with its 95 %
+    interval (Newcombe's), `p` the exact p-value of McNemar's test.
+    """
+
+    metric: str
+    n: int
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+    @property
+    def outcome(self) -> str:
+        """`better`, `worse` or `no difference shown`, of a against b."""
+        if self.p >= SIGNIFICANT:
+            return "no difference shown"
+        return "better" if self.difference > 0 else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {**asdict(self), "ci95": list(self.ci95), "outcome": self.outcome}
+
+
+def pair(metric: str, a: Sequence[float | None], b: Sequence[float | None]) -> Paired | None:
+    """Compare outcomes (n,) of two models, example by example; None where either does not count.
+
+    Returns None when an outcome is neither 0 nor 1 (McNemar's test knows no half-right answers) or nothing counts.
+    Raises ValueError when the two are not of the same length.
+    """
+    counted = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not counted or any(value not in (0, 1) for both in counted for value in both):
+        return None
+    both, only_a, only_b, neither = (counted.count(each) for each in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    return Paired(
+        metric=metric,
+        n=len(counted),
+        both=both,
+        only_a=only_a,
+        only_b=only_b,
+        neither=neither,
+        difference=(only_a - only_b) / len(counted),
+        ci95=paired_interval(both, only_a, only_b, neither),
+        p=mcnemar_p(only_a, only_b),
+    )
+
+
+def pair_accuracies(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Paired]:
+    """Every yes-or-no metric that two accuracies (`accuracy` of a bench.json, a form of a baseline.json) share.
+
+    Empty when they are not over the same examples, as `examples_sha256` says.
+    """
+    return list(_paired(a, b)) if same_examples(a, b) else []
+
+
+def same_examples(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether both were measured on the same examples, in the same order."""
+    digest = a.get("examples_sha256")
+    return bool(digest) and digest == b.get("examples_sha256")
+
+
+def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Paired]:
+    others = {score["metric"]: score for score in b["scores"]}
+    for score in a["scores"]:
+        other = others.get(score["metric"])
+        if other is None or score["interval"] != "wilson":  # a mean of yes-or-no outcomes
+            continue
+        paired = pair(score["metric"], score["outcomes"], other["outcomes"])
+        if paired is not None:
+            yield paired
