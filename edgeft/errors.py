@@ -8,11 +8,13 @@ cause is one of these; anything else that escapes is a bug of ours and stays a t
     │   └── RecipeError  exit 2   the recipe is wrong; lists every problem with file:line
     ├── MissingExtra     exit 1   an optional dependency is not installed
     ├── ArtifactError    exit 1   an artifact is missing, incomplete or corrupted; the disk refused a write
+    │   └── BundleError  exit 1   a bundle is damaged, not what its manifest or signature says, or not allowed
     ├── DataError        exit 1   a data file cannot be used
     ├── ModelError       exit 1   a model folder or file cannot be used
     ├── TrainingError    exit 1   training cannot go on (NaN loss, out of memory, nothing to learn from)
     ├── RuntimeFault     exit 1   a runtime (llama.cpp, onnxruntime) refused or failed
-    │   └── RunCutShort  exit 1   it failed midway; what it had done is kept
+    │   ├── RunCutShort  exit 1   it failed midway; what it had done is kept
+    │   └── ContextOverflow  exit 1  a prompt is longer than the context
     ├── DataRejected     exit 3   data was read and found faulty
     └── GateFailed       exit 3   a budget is not met
         └── ParityFailed exit 3   an exported form is not the model that was trained
@@ -45,6 +47,10 @@ class ArtifactError(EdgeftError):
     """An artifact is missing, incomplete or corrupted, or could not be written."""
 
 
+class BundleError(ArtifactError):
+    """A bundle is damaged, holds what it may not, or is not what its manifest or signature says."""
+
+
 class DataError(EdgeftError):
     """A data file cannot be used."""
 
@@ -73,6 +79,10 @@ class RunCutShort(RuntimeFault):
     def __init__(self, message: str, partial: Any = None) -> None:
         super().__init__(message)
         self.partial = partial
+
+
+class ContextOverflow(RuntimeFault):
+    """A prompt has more tokens than the context."""
 
 
 class GateFailed(EdgeftError):

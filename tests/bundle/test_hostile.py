@@ -1,0 +1,240 @@
+"""Hostile bundles: every one is refused, and nothing is written outside the target, or into it."""
+
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft.errors import BundleError
+from edgeft.runtime.bundle import check_bundle, is_bundle, open_bundle, unpack_bundle
+from tests.bundle.building import FILES, ROLES, entry, manifest_of, write_folder, write_zip
+
+Case = Callable[[Path], Path]
+BYTES = b"weights" * 100
+
+
+def named(name: str) -> Case:
+    """A zip file with one more file, which the manifest lists as well."""
+    return lambda here: write_zip(here / "a.edgeft", {**FILES, name: b"x"})
+
+
+def listed(name: str) -> Case:
+    """A manifest that lists a name the zip file spells in another way."""
+    return lambda here: write_zip(here / "a.edgeft", FILES, manifest_of({**FILES, name: b"x"}))
+
+
+def manifest(**changes: Any) -> Case:
+    """A manifest in which these keys are others."""
+    return lambda here: write_zip(here / "a.edgeft", FILES, manifest_of() | changes)
+
+
+def raw_manifest(raw: bytes) -> Case:
+    return lambda here: write_zip(here / "a.edgeft", FILES, raw)
+
+
+def changed(edit: Callable[[bytearray], Any]) -> Case:
+    """A good zip file with its bytes edited (`edit` may return others)."""
+
+    def make(here: Path) -> Path:
+        path = write_zip(here / "a.edgeft", FILES)
+        data = bytearray(path.read_bytes())
+        result = edit(data)
+        path.write_bytes(bytes(data if result is None else result))
+        return path
+
+    return make
+
+
+def added(info: zipfile.ZipInfo, data: bytes) -> Case:
+    """A good zip file with one more entry of its own kind, which the manifest lists."""
+
+    def make(here: Path) -> Path:
+        path = write_zip(here / "a.edgeft", FILES, manifest_of({**FILES, info.filename: data}))
+        with zipfile.ZipFile(path, "a") as packed:
+            packed.writestr(info, data)
+        return path
+
+    return make
+
+
+def renamed(old: bytes, new: bytes, count: int = -1) -> Case:
+    """A name of the zip file replaced byte by byte, in the local header and the directory."""
+    assert len(old) == len(new)
+    return changed(lambda data: data.replace(old, new, count))
+
+
+def folder(edit: Callable[[Path], Any]) -> Case:
+    def make(here: Path) -> Path:
+        path = write_folder(here / "bundle")
+        edit(path)
+        return path
+
+    return make
+
+
+def overlapping(data: bytearray) -> None:
+    """Let the directory's last entry point at the first one's content."""
+    at = data.rfind(b"PK\x01\x02")
+    struct.pack_into("<L", data, at + 42, 0)
+
+
+def many_announced(data: bytearray) -> None:
+    struct.pack_into("<2H", data, len(data) - 14, 65000, 65000)
+
+
+def two_contents(here: Path) -> Path:
+    """A name twice, the second time with other content: readers differ in which one they take."""
+    path = write_zip(here / "a.edgeft", FILES)
+    with zipfile.ZipFile(path, "a") as packed, pytest.warns(UserWarning, match="Duplicate"):
+        packed.writestr(entry("README.md"), b"# evil")
+    return path
+
+
+def swapped(here: Path) -> Path:
+    """Two files of the same size under each other's name."""
+    content = {**FILES, "a.txt": b"one", "b.txt": b"two"}
+    return write_zip(here / "a.edgeft", {**content, "a.txt": b"two", "b.txt": b"one"}, manifest_of(content))
+
+
+def bomb(here: Path) -> Path:
+    """40 MB of zeros in 40 KB."""
+    zeros = bytes(40_000_000)
+    return added(entry("zeros.bin", method=zipfile.ZIP_DEFLATED), zeros)(here)
+
+
+def link_to_folder(path: Path) -> None:
+    (path / "tokenizer/tokenizer.json").unlink()
+    (path / "tokenizer").rmdir()
+    (path.parent / "outside").mkdir()
+    (path.parent / "outside/tokenizer.json").write_bytes(b"{}")
+    (path / "tokenizer").symlink_to(path.parent / "outside")
+
+
+def link_to_file(path: Path) -> None:
+    (path.parent / "secret").write_bytes(FILES["README.md"])
+    (path / "README.md").unlink()
+    (path / "README.md").symlink_to(path.parent / "secret")
+
+
+NESTED = b'{"files":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+GOOD = manifest_of()
+CASES: dict[str, tuple[Case, str]] = {
+    # names, in the zip file and in its manifest
+    "parent folder": (named("../evil"), "leads out"),
+    "parent folder inside": (named("model/../../evil"), "leads out"),
+    "absolute path": (named("/tmp/evil"), "absolute"),
+    "drive letter": (named("C:evil"), "absolute"),
+    "backslash": (renamed(b"README.md", b"..\\..\\evl"), "characters"),
+    "network share": (named("\\\\host\\share"), "characters"),
+    "device": (named("model/NUL"), "device"),
+    "device with an ending": (named("con.txt"), "device"),
+    "alternate stream": (named("README.md:evil"), "characters"),
+    "hidden file": (named(".bashrc"), "characters"),
+    "dot folder": (named("model/./x"), "characters"),
+    "empty part": (named("model//x"), "characters"),
+    "trailing dot": (named("x."), "characters"),
+    "control character": (named("a\nb"), "characters"),
+    "right-to-left override": (named("a\u202egpj"), "characters"),
+    "two spellings of an accent": (named("caf\u00e9"), "characters"),
+    "null byte": (renamed(b"README.md", b"READ\0E.md"), "README.md|READ"),
+    "not UTF-8": (added(entry("\u00e9vil.bin"), b"x"), "characters"),
+    "too deep": (named("a/b/c/d/e"), "deep"),
+    "too long": (named("x" * 300), "longer than"),
+    "differ in case": (named("readme.MD"), "differ in case"),
+    "folders differ in case": (named("MODEL/x"), "differ in case"),
+    "file under a file": (named("README.md/x"), "lies under"),
+    "manifest by another case": (named("Bundle.json"), "differ in case"),
+    "name as a path": (manifest(name="../../tmp/x"), "leads out"),
+    "name as a folder": (manifest(name="a/b"), "is a path"),
+    "role outside": (manifest(roles={**ROLES, "card": "../../etc/passwd"}), "not among its files"),
+    "no model": (manifest(roles={}), "names no model"),
+    # kinds of entries
+    "link": (added(entry("link", mode=0o120777), b"/etc/passwd"), "link"),
+    "device node": (added(entry("node", mode=0o020666), b""), "no plain file"),
+    "folder entry": (added(entry("model/sub/", mode=0o040755), b""), "no plain file"),
+    "encrypted": (changed(lambda data: struct.pack_into("<H", data, data.rfind(b"PK\x01\x02") + 8, 1)), "encrypted"),
+    "zip bomb": (bomb, "compressed"),
+    "overlapping entries": (changed(overlapping), "lies over|damaged"),
+    "bytes between entries": (changed(lambda data: data[:0] + b"PK\x03\x04 junk" + data), "follows bytes|damaged"),
+    "a name twice": (two_contents, "there twice"),
+    "thousands announced": (changed(many_announced), "announces"),
+    # content
+    "extra file": (lambda here: write_zip(here / "a", {**FILES, "x": b"x"}, GOOD), "does not list"),
+    "missing file": (lambda here: write_zip(here / "a", {"README.md": b"# tiny\n"}, GOOD), "missing"),
+    "listed elsewhere": (listed("x"), "missing"),
+    "wrong hash": (lambda here: write_zip(here / "a", {**FILES, "README.md": b"# evil\n"}, GOOD), "content of README"),
+    "wrong size": (lambda here: write_zip(here / "a", {**FILES, "README.md": b"#"}, GOOD), "1 bytes"),
+    "swapped files": (swapped, "content of"),
+    "flipped bit": (changed(lambda data: data.__setitem__(data.find(BYTES), 0)), "damaged|content of"),
+    "cut short": (changed(lambda data: data[:-100]), "cut short"),
+    "cut in the middle": (changed(lambda data: data[:200]), "cut short"),
+    "something behind": (changed(lambda data: data + b"#!/bin/sh\n"), "cut short or something hangs"),
+    "another kind of file": (changed(lambda data: b"GGUF" + data), "not a bundle"),
+    "empty": (changed(lambda data: b""), "not a bundle"),
+    # manifests
+    "no manifest": (renamed(b"bundle.json", b"bundel.json"), "no bundle.json"),
+    "manifest too large": (raw_manifest(b" " * (1 << 20) + json.dumps(GOOD).encode()), "more than the 1048576"),
+    "manifest not JSON": (raw_manifest(b"{"), "not valid JSON"),
+    "manifest not UTF-8": (raw_manifest(json.dumps(GOOD).encode().replace(b"tiny", b"\xff\xff\xff\xff")), "JSON"),
+    "manifest nested": (raw_manifest(NESTED), "JSON|not a bundle's manifest"),
+    "a key twice": (raw_manifest(json.dumps(GOOD).encode().replace(b"{", b'{"files": {}, ', 1)), "twice"),
+    "manifest a list": (raw_manifest(b"[]"), "not a bundle's manifest"),
+    "another format": (manifest(format=2), "format 2"),
+    "negative size": (manifest(files={"README.md": {"bytes": -1, "sha256": "0" * 64}}), "not a bundle's manifest"),
+    "odd hash": (manifest(files={"README.md": {"bytes": 1, "sha256": "0" * 63 + " "}}), "not a bundle's manifest"),
+    "signature of the wrong size": (added(entry("bundle.json.sig"), b"x" * 5000), "5000 bytes|there twice"),
+    # folders
+    "folder: link to a file": (folder(link_to_file), "a link"),
+    "folder: link to a folder": (folder(link_to_folder), "a link"),
+    "folder: named pipe": (folder(lambda path: os.mkfifo(path / "pipe")), "no plain file"),
+    "folder: extra file": (folder(lambda path: (path / "run.sh").write_text("#!")), "does not list"),
+    "folder: changed file": (folder(lambda path: (path / "README.md").write_text("# evil\n")), "content of"),
+    "folder: missing file": (folder(lambda path: (path / "README.md").unlink()), "missing"),
+    "folder: cut short": (folder(lambda path: os.truncate(path / "model/tiny.gguf", 5)), "5 bytes"),
+    "folder: large signature": (folder(lambda path: (path / "bundle.json.sig").write_bytes(b"x" * 65)), "65 bytes"),
+    "folder: no manifest": (folder(lambda path: (path / "bundle.json").unlink()), "no bundle.json"),
+}
+
+
+def test_there_are_at_least_thirty() -> None:
+    assert len(CASES) >= 30
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_hostile_bundle_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    make, message = CASES[name]
+    here = tmp_path / "here"
+    here.mkdir()
+    bundle = make(here)
+    before = everything(tmp_path)
+    for act in (
+        lambda: check_bundle(bundle),
+        lambda: unpack_bundle(bundle, tmp_path / "target" / "bundle"),
+        lambda: open_bundle(bundle, tmp_path / "cache"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            act()
+    assert everything(tmp_path) - {"target", "cache"} == before
+
+
+def everything(path: Path) -> set[str]:
+    return {entry.relative_to(path).as_posix() for entry in path.rglob("*")}
+
+
+def test_the_good_ones_pass(tmp_path: Path) -> None:
+    packed, plain = write_zip(tmp_path / "a.edgeft", FILES), write_folder(tmp_path / "plain")
+    for path in (packed, plain):
+        assert is_bundle(path)
+        assert check_bundle(path).name == "tiny"
+        opened = open_bundle(path, tmp_path / "cache")
+        assert opened.model.read_bytes() == BYTES
+        assert opened.file("grammar") is None
+        assert opened.file("tokenizer") == opened.path / "tokenizer"
+        assert opened.json("grammar") is None
+        unpack_bundle(path, tmp_path / f"out-{path.name}")
+        assert {name: (tmp_path / f"out-{path.name}" / name).read_bytes() for name in FILES} == FILES
