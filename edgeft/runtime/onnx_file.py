@@ -89,8 +89,9 @@ def check_onnx(path: Path) -> OnnxFile:
             n_bytes = path.stat().st_size
             if not n_bytes:
                 raise ModelError(f"{path}: the file is empty; export or copy it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
-                found = _model(OnnxFile(path, n_bytes), content)
+            # Unmapped with the last view of it: an exception's traceback may still hold one.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = _model(OnnxFile(path, n_bytes), memoryview(mapped))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); give the path of an exported model") from None
     except _NotProtobuf as error:
