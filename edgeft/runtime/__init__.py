@@ -3,6 +3,7 @@
 `load(path)` opens a file and returns a `Model`; nothing heavy is imported before that.
 """
 
-from edgeft.runtime.model import Message, Model, load
+from edgeft.runtime.loading import load
+from edgeft.runtime.model import Answer, Classification, Message, Model, ToolCall
 
-__all__ = ["Message", "Model", "load"]
+__all__ = ["Answer", "Classification", "Message", "Model", "ToolCall", "load"]

@@ -5,21 +5,23 @@ Shapes: T tokens of a sequence, V entries of the vocabulary.
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from edgeft.errors import RuntimeFault
+from edgeft.runtime.base import TextModel
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
-from edgeft.runtime.model import Message, Sampling
-from edgeft.runtime.sampling import sampler
 
 N_BATCH = 512
-SCORE_FLOATS = 1 << 24
-"""Logits held at once by llama.cpp while scoring: 64 MiB."""
+SEQUENCE = 0
+"""llama.cpp's number of the one sequence."""
+COUNT = struct.Struct("<q")
+"""In front of a saved state: how many tokens it is of."""
 
 PARAMETERS_PER_THREAD = 20_000_000
 """Smallest share of a model worth a thread of its own: llama.cpp's threads wait for each other, spinning, after
@@ -30,76 +32,26 @@ FAILURES = {1: "the context is full", 2: "it was interrupted", -1: "a token id i
 """What `llama_decode` means by its return values (llama.h); every other one is an internal failure."""
 
 
-class LlamaModel(LlamaVocabulary):
+class LlamaModel(LlamaVocabulary, TextModel):
     """A GGUF model with its context. See `edgeft.runtime.Model`."""
 
     def __init__(self, path: Path, *, n_ctx: int, n_threads: int | None, n_gpu_layers: int) -> None:
         """Raises RuntimeFault when llama.cpp refuses the file or cannot make a context."""
-        super().__init__(path, vocab_only=False, n_gpu_layers=n_gpu_layers)
+        TextModel.__init__(self)
+        LlamaVocabulary.__init__(self, path, vocab_only=False, n_gpu_layers=n_gpu_layers)
         self.n_ctx = min(n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or n_ctx)
         self._n_batch = min(N_BATCH, self.n_ctx)
         n_parameters = llama_cpp.llama_model_n_params(self._model)
         self.n_threads = n_threads or max(1, min(_usable_cpus(), n_parameters // PARAMETERS_PER_THREAD))
         self._context = self._new_context()
+        self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(self._n_batch)
         self._logits, self._logits_at = np.empty((0, self.n_vocab), np.float32), 0
         self._n_past = 0
-        self._turn = 0
-
-    def stream(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop: Sequence[int] = (),
-        ignore_eos: bool = False,
-        **sampling: Unpack[Sampling],
-    ) -> Iterator[int]:
-        """See `Model.stream`."""
-        self._check_length(prompt_ids)
-        ends = frozenset(stop) if ignore_eos else self.eos_ids.union(stop)
-        # The last token of a full context is not run, so it may stand one behind the end.
-        limit = min(max_new_tokens, self.n_ctx - len(prompt_ids) + 1)
-        return self._answer(list(prompt_ids), limit, sampler(**sampling), ends)
-
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop: Sequence[int] = (),
-        **sampling: Unpack[Sampling],
-    ) -> list[int]:
-        """See `Model.generate`."""
-        return list(self.stream(prompt_ids, max_new_tokens=max_new_tokens, stop=stop, **sampling))
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int = 128,
-        stop: Sequence[int] = (),
-        **sampling: Unpack[Sampling],
-    ) -> str:
-        """See `Model.chat`."""
-        prompt = self.tokenize(self.render(messages, tools=tools))
-        return self.detokenize(self.generate(prompt, max_new_tokens=max_new_tokens, stop=stop, **sampling))
-
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """See `Model.score`."""
-        self._check_length(ids)
-        self._reset()
-        piece = max(1, min(self._n_batch, SCORE_FLOATS // self.n_vocab))
-        pieces = [ids[at : at + piece] for at in range(0, len(ids), piece)]
-        return np.concatenate([self._decode(tokens, len(tokens)).copy() for tokens in pieces])
 
     def close(self) -> None:
         """See `Model.close`; closing twice does no harm."""
-        if self._model is not None:
-            self._batch.free()
-            llama_cpp.llama_free(self._context)
-        super().close()
+        TextModel.close(self)
 
     def _context_params(self) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -113,42 +65,12 @@ class LlamaModel(LlamaVocabulary):
         with captured_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, self._context_params())
         if not context:
-            super().close()
+            LlamaVocabulary.close(self)
             raise RuntimeFault(f"{self.path}: no context of {self.n_ctx} tokens: {log.reason}")
         return context
 
-    def _answer(
-        self, prompt: list[int], limit: int, pick: Callable[[np.ndarray], int], ends: frozenset[int]
-    ) -> Iterator[int]:
-        self._reset()
-        turn = self._turn
-        ids = prompt
-        for _ in range(limit):
-            if self._turn != turn:
-                raise RuntimeFault("this stream was ended by a later call on the same model; finish it first")
-            token = pick(self._prefill(ids)[-1])
-            if token in ends:
-                return
-            yield token
-            ids = [token]
-
-    def _prefill(self, ids: list[int]) -> np.ndarray:
-        """Run `ids`; a view of the logits (1, V) after the last of them, as `_decode` gives it."""
-        last = (len(ids) - 1) // self._n_batch * self._n_batch
-        for at in range(0, last, self._n_batch):
-            self._decode(ids[at : at + self._n_batch], 0)
-        return self._decode(ids[last:], 1)
-
-    def _reset(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)  # masked cells are not read
-        self._n_past = 0
-        self._turn += 1
-
     def _decode(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
-        """Run at most n_batch tokens behind those already run.
-
-        Returns the logits (n_logits, V) of the last of them: llama.cpp's own memory, good until the next call.
-        """
+        """See `TextModel._decode`."""
         status = llama_cpp.llama_decode(self._context, self._batch.filled(ids, self._n_past, n_logits))
         if status != 0:
             why = FAILURES.get(status, f"internal failure {status}")
@@ -168,12 +90,44 @@ class LlamaModel(LlamaVocabulary):
                 self._logits, self._logits_at = np.ctypeslib.as_array(pointer, (n_rows, self.n_vocab)), address
         return self._logits[:n_rows]
 
-    def _check_length(self, ids: Sequence[int]) -> None:
-        self._check_open()
-        if not len(ids):
-            raise RuntimeFault("there are no tokens to run; the prompt is empty")
-        if len(ids) > self.n_ctx:
-            raise RuntimeFault(f"{len(ids)} tokens do not fit the context of {self.n_ctx}; shorten them")
+    def _keep(self, n: int) -> None:
+        """See `TextModel._keep`. Masked cells are not read, so they are not cleared."""
+        if n == 0:
+            llama_cpp.llama_memory_clear(self._memory, False)
+        elif n < self._n_past and not llama_cpp.llama_memory_seq_rm(self._memory, SEQUENCE, n, -1):
+            raise RuntimeFault(f"{self.path}: a model of this kind cannot go back to an earlier token")
+        self._n_past = n
+
+    def _state(self) -> bytes:
+        """See `TextModel._state`: the number of tokens, then llama.cpp's own bytes."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, SEQUENCE)
+        room = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self._context, room, size, SEQUENCE) != size:
+            raise RuntimeFault(f"{self.path}: llama.cpp did not hand out the state of {self._n_past} tokens")
+        return b"".join((COUNT.pack(self._n_past), memoryview(room)))
+
+    def _restore(self, state: bytes) -> None:
+        """See `TextModel._restore`."""
+        held = np.frombuffer(state, np.uint8, offset=COUNT.size) if len(state) > COUNT.size else np.empty(0, np.uint8)
+        at = held.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        taken = llama_cpp.llama_state_seq_set_data(self._context, at, held.size, SEQUENCE)
+        n_past = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1
+        if not taken or taken != held.size or COUNT.unpack_from(state)[0] != n_past:
+            self._keep(0)
+            raise RuntimeFault(f"{self.path}: these {len(state)} bytes are not the state of a sequence of this model")
+        self._n_past = n_past
+
+    def _identity(self) -> str:
+        """See `TextModel._identity`."""
+        params = self._context_params()
+        system = llama_cpp.llama_print_system_info().decode()
+        return f"llama.cpp {llama_cpp.__version__} {system} k{params.type_k} v{params.type_v} {params.flash_attn_type}"
+
+    def _free(self) -> None:
+        """See `TextModel._free`."""
+        self._batch.free()
+        llama_cpp.llama_free(self._context)
+        LlamaVocabulary.close(self)
 
 
 class _Batch:

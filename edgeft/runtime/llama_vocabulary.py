@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
 
 WARN, ERROR, CONTINUED = 3, 4, 5
-N_IDS = 4096
-"""Ids a text may have before the buffer grows."""
+SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+PIECE_BYTES = 256
+"""Bytes a token may have before it is read again."""
 TEMPLATE_KEY = "tokenizer.chat_template"
 NORMALIZER_KEY = "edgeft.normalizer"
 """What is done to a text before llama.cpp, which cannot, tokenizes it: `NFC` or nothing."""
@@ -92,7 +94,8 @@ class LlamaVocabulary:
         )
         self._template: ChatTemplate | None = None
         self._composes = self.metadata.get(NORMALIZER_KEY) == "NFC"
-        self._ids = (llama_cpp.llama_token * N_IDS)()
+        self._in_use = threading.Lock()
+        """Held while llama.cpp reads the vocabulary, so that no other thread frees it meanwhile."""
         self._alphabet = _alphabet(self._vocab, self.n_vocab)
 
     def render(
@@ -115,7 +118,6 @@ class LlamaVocabulary:
 
         Raises RuntimeFault for a character that the vocabulary has no way to write.
         """
-        self._check_open()
         if unwritable := self.unwritable(text):
             raise RuntimeFault(
                 f"{self.path}: the vocabulary has no token for {unwritable[0]!r} and no bytes to spell it; leave it out"
@@ -124,24 +126,48 @@ class LlamaVocabulary:
             text = unicodedata.normalize("NFC", text)
         # A lone surrogate is no character; its bytes would end the process inside llama.cpp.
         encoded = text.encode(errors="replace")
-        while True:
-            ids = self._ids
-            n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, len(ids), add_special, True)
-            if n >= 0:
-                return ids[:n]
-            self._ids = (llama_cpp.llama_token * -n)()
+        size = len(encoded) + 2
+        with self._in_use:
+            self._check_open()
+            while True:
+                ids = (llama_cpp.llama_token * size)()
+                n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, size, add_special, True)
+                if n >= 0:
+                    return ids[:n]
+                size = -n
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """See `Model.detokenize`."""
-        self._check_open()
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         size = 16 * len(ids) + 16
-        while True:
-            text = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_detokenize(self._vocab, tokens, len(ids), text, size, False, False)
-            if n >= 0:
-                return text.raw[:n].decode(errors="replace")
-            size = -n
+        with self._in_use:
+            self._check_open()
+            while True:
+                text = ctypes.create_string_buffer(size)
+                n = llama_cpp.llama_detokenize(self._vocab, tokens, len(ids), text, size, False, False)
+                if n >= 0:
+                    return text.raw[:n].decode(errors="replace")
+                size = -n
+
+    def token_bytes(self) -> list[bytes]:
+        """See `TextModel.token_bytes`."""
+        buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        with self._in_use:
+            self._check_open()
+            read = llama_cpp.llama_token_to_piece
+            sizes = ((read(self._vocab, token, buffer, PIECE_BYTES, 0, True), token) for token in range(self.n_vocab))
+            return [buffer.raw[:size] if size >= 0 else self._long_piece(token, -size) for size, token in sizes]
+
+    def _long_piece(self, token: int, size: int) -> bytes:
+        buffer = ctypes.create_string_buffer(size)
+        return buffer.raw[: llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)]
+
+    def special_ids(self) -> frozenset[int]:
+        """See `TextModel.special_ids`."""
+        with self._in_use:
+            self._check_open()
+            attributes = (llama_cpp.llama_vocab_get_attr(self._vocab, token) for token in range(self.n_vocab))
+            return frozenset(token for token, attribute in enumerate(attributes) if attribute & SPECIAL)
 
     def unwritable(self, text: str) -> str:
         """The characters of `text` that `tokenize` has no ids for; empty for nearly every vocabulary."""
@@ -163,9 +189,10 @@ class LlamaVocabulary:
 
     def close(self) -> None:
         """Free the memory; closing twice does no harm."""
-        if self._model is not None:
-            llama_cpp.llama_model_free(self._model)
-            self._model = None
+        with self._in_use:
+            if self._model is not None:
+                llama_cpp.llama_model_free(self._model)
+                self._model = None
 
     def __enter__(self) -> Self:
         return self
@@ -205,13 +232,12 @@ def _alphabet(vocab: Any, n_vocab: int) -> _Alphabet | None:
     """None for every vocabulary that can write anything."""
     if llama_cpp.llama_vocab_type(vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
         return None
-    special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
     ordinary, named = set(), []
     for token in range(n_vocab):
         text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
         if text == "<0x0A>":
             return None
-        if llama_cpp.llama_vocab_get_attr(vocab, token) & special:
+        if llama_cpp.llama_vocab_get_attr(vocab, token) & SPECIAL:
             named.append(text)
         else:
             ordinary.add(text)

@@ -1,26 +1,26 @@
-"""The one interface of every runtime, and the door to the backends.
+"""The one interface of every runtime, and what its calls take and give.
 
-Shapes: T tokens of a sequence, V entries of the vocabulary.
+Shapes: T tokens of a sequence, V entries of the vocabulary, N texts, D width of an embedding.
 """
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack, cast
-
-from edgeft.errors import MissingExtra, ModelError
-from edgeft.runtime.header import check_gguf
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, Unpack, overload
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgeft.runtime.chat import AnswerStream
+    from edgeft.runtime.history import Overflow
 
 Message = Mapping[str, Any]
 """One chat message: `role`, `content` and whatever else the model's template reads."""
 
 
 class Sampling(TypedDict, total=False):
-    """How the next token is chosen; by default the most likely one is taken."""
+    """How the next token is chosen, in llama.cpp's names; by default the most likely one is taken."""
 
     temperature: float
     """0 (the default): always the most likely token."""
@@ -28,14 +28,76 @@ class Sampling(TypedDict, total=False):
     """Draw among this many most likely tokens; 0 (the default): all."""
     top_p: float
     """Draw among the most likely tokens that together reach this probability; 1 (the default): all."""
+    min_p: float
+    """Draw among tokens at least this share of the most likely one's probability; 0 (the default): all."""
+    repeat_penalty: float
+    """Divide the positive logits of recent tokens by this, and multiply the others; 1 (the default): leave them."""
+    repeat_last_n: int
+    """How many tokens, prompt and answer, are recent; 64 by default."""
     seed: int
     """The same seed (default 0) gives the same answer."""
+
+
+class Options(Sampling, total=False):
+    """What an answer in text may be and when it ends. At most one of `schema`, `grammar` and `choices` is given."""
+
+    max_new_tokens: int
+    """Longest answer (default 128)."""
+    stop: Sequence[str]
+    """Texts that end the answer; they are not part of it."""
+    schema: Mapping[str, Any]
+    """JSON Schema: the answer is compact JSON that is valid under it. Needs the extra `constrain`."""
+    grammar: str
+    """The answer follows this grammar, in llguidance's Lark or llama.cpp's GBNF. Needs the extra `constrain`."""
+    choices: Sequence[str]
+    """The answer is one of these texts. Needs the extra `constrain`."""
+    cancel: threading.Event
+    """Once it is set, from any thread, the answer ends before its next token."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asks for."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; `str(answer)` is its text.
+
+    `finish_reason`: `stop` (an end token, a stop text, or a constraint that is fulfilled), `length` (max_new_tokens
+    or the context is used up), `tool_calls` (as `stop`, and the answer calls tools) or `cancelled`. Token counts are
+    without the end token; `ttft_ms` is the time from the call to the first token, 0 when there is none.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
+    n_prompt: int
+    n_new: int
+    tool_calls: tuple[ToolCall, ...]
+    ttft_ms: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Classification:
+    """`probabilities` of the labels, most likely first, sum to 1; `label` is None when the first is below the
+    threshold."""
+
+    label: str | None
+    probabilities: Mapping[str, float]
 
 
 class Model(Protocol):
     """A model ready to run. Token ids are those of the file's own vocabulary.
 
-    A model holds one sequence at a time: a later call ends the streams begun before it.
+    Many threads may share one: calls wait for each other, and streams take turns, token by token, each going on
+    where it was, with the answer it gives alone. Every call that computes raises RuntimeFault when the model was
+    closed or the runtime fails, and ContextOverflow when a prompt does not fit.
     """
 
     n_vocab: int
@@ -73,15 +135,15 @@ class Model(Protocol):
         max_new_tokens: int,
         stop: Sequence[int] = (),
         ignore_eos: bool = False,
+        cancel: threading.Event | None = None,
         **sampling: Unpack[Sampling],
     ) -> Iterator[int]:
         """Yield the tokens of an answer as they are made, up to the end token (left out) or the full context.
 
         `stop` names further tokens that end the answer; with `ignore_eos` only those do, for measuring speed.
-        Nothing of an earlier call is reused: the whole
-        prompt is computed when the first token is asked for.
-        Raises RuntimeFault when the prompt is empty or does not fit, or the runtime fails; UsageError for
-        sampling values that make no sense.
+        Setting `cancel`, or closing the iterator, ends it before the next token. Nothing of an earlier call is
+        reused: the whole prompt is computed when the first token is asked for. Raises RuntimeFault for an empty
+        prompt, UsageError for sampling values that make no sense.
         """
         ...
 
@@ -91,25 +153,97 @@ class Model(Protocol):
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
+        cancel: threading.Event | None = None,
         **sampling: Unpack[Sampling],
     ) -> list[int]:
         """All tokens of `stream`."""
         ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: Literal[False] = False,
+        overflow: "Overflow" = "error",
+        **options: Unpack[Options],
+    ) -> Answer: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: Literal[True],
+        overflow: "Overflow" = "error",
+        **options: Unpack[Options],
+    ) -> "AnswerStream": ...
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int = 128,
-        stop: Sequence[int] = (),
-        **sampling: Unpack[Sampling],
-    ) -> str:
-        """The assistant's answer to `messages`."""
+        stream: bool = False,
+        overflow: "Overflow" = "error",
+        **options: Unpack[Options],
+    ) -> "Answer | AnswerStream":
+        """The assistant's answer to `messages`; with `stream` an iterator of its text as it is made.
+
+        `tools` go into the prompt by the template, and what the answer calls is in `Answer.tool_calls`. `overflow`
+        says what happens when prompt and `max_new_tokens` do not fit the context: `error` lets the answer be cut,
+        or raises ContextOverflow where not even the prompt fits; `truncate_left` leaves out the oldest turns,
+        `truncate_middle` those behind the first, until all fits, never the system message or the last turn. Raises
+        UsageError for options that make no sense, MissingExtra where a constraint needs a package.
+        """
+        ...
+
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str],
+        *,
+        system: str | None = None,
+        normalize: Literal["sum", "mean"] = "sum",
+        temperature: float = 1.0,
+        threshold: float = 0.0,
+    ) -> Classification:
+        """How likely the answer to the user's `text` is each of `labels`.
+
+        A label's score is the log-probability of its tokens and the end token, summed, or with `mean` divided by
+        their number, which a model that was not trained on these labels needs. The softmax of score / `temperature`
+        (a calibration measured on held-out data) gives the probabilities; below `threshold` no label is chosen.
+        """
+        ...
+
+    def embed(self, texts: Sequence[str], *, normalize: bool = True) -> "np.ndarray":
+        """Vectors (N, D), float32, of an encoder, pooled as its file says; of length 1 with `normalize`."""
         ...
 
     def score(self, ids: Sequence[int]) -> "np.ndarray":
         """Teacher-forced logits (T, V), float32: row t is about the token after `ids[t]`."""
+        ...
+
+    async def agenerate(self, prompt_ids: Sequence[int], **options: Any) -> list[int]:
+        """`generate` in a thread; cancelling the task ends it within a token. So do the calls below."""
+        ...
+
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Answer:
+        """`chat` in a thread."""
+        ...
+
+    def astream(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[str]:
+        """The text of `chat(stream=True)`, piece by piece, made in a thread."""
+        ...
+
+    async def aclassify(self, text: str, labels: Sequence[str], **options: Any) -> Classification:
+        """`classify` in a thread."""
+        ...
+
+    async def aembed(self, texts: Sequence[str], **options: Any) -> "np.ndarray":
+        """`embed` in a thread."""
         ...
 
     def close(self) -> None:
@@ -121,44 +255,3 @@ class Model(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def load(
-    path: str | Path,
-    *,
-    n_ctx: int = 1024,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-    providers: Sequence[str] = (),
-) -> Model:
-    """Open a GGUF file in llama.cpp, or an ONNX file or the folder it is in in onnxruntime.
-
-    `n_ctx` is cut to the context the model was trained with. `n_threads` None means the backend's choice; llama.cpp:
-    a thread for every 20 M parameters, at least one and at most one for every CPU this process may use.
-    `n_gpu_layers` is llama.cpp's, `providers` are onnxruntime's execution providers (none: its own choice). Raises
-    ModelError when there is no such model or it is plainly damaged, RuntimeFault when the backend refuses it,
-    MissingExtra when the backend's package is not installed.
-    """
-    path = Path(path)
-    if path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx"))):
-        folder = path if path.is_dir() else path.parent
-        onnx = _backend("edgeft.runtime.onnx", "onnx", folder)
-        return cast(Model, onnx.OnnxModel(folder, n_ctx=n_ctx, n_threads=n_threads, providers=providers))
-    if path.is_dir():
-        raise ModelError(f"{path}: a folder, not a model file; export it first (edgeft export)")
-    check_gguf(path)
-    llama = _backend("edgeft.runtime.llama", "gguf", path)
-    return cast(Model, llama.LlamaModel(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers))
-
-
-def _backend(module: str, extra: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            raise ModelError(f"{path}: this edgeft has no runtime for {extra.upper()} models") from None
-        if error.name is None or error.name.split(".")[0] == "edgeft":
-            raise
-        raise MissingExtra(
-            f"this needs {error.name}, which is not installed; run: pip install 'edgeft[{extra}]'"
-        ) from None

@@ -1,44 +1,90 @@
-"""Choosing the next token from logits."""
+"""Choosing the next token from logits, by llama.cpp's rules, so that every backend draws alike.
 
-from collections.abc import Callable
+The order is that of llama.cpp's chain (`common_sampler_init`): repeat penalty, top_k, top_p, min_p, temperature,
+draw. So top_p and min_p see the probabilities before the temperature. Shapes: V entries of the vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from edgeft.errors import UsageError
+from edgeft.errors import RuntimeFault, UsageError
+from edgeft.runtime.model import Sampling
+
+Pick = Callable[[np.ndarray, Sequence[int]], int]
+"""From logits (V,) and the ids before, prompt and answer, to the next id."""
 
 
-def sampler(
-    *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
-) -> Callable[[np.ndarray], int]:
-    """A function from logits (V,) to a token id.
+class _Rules(NamedTuple):
+    """`Sampling` with its defaults."""
 
-    Temperature 0 takes the largest logit (the first of equals). Otherwise the logits are divided by
-    `temperature`, cut to the `top_k` largest (0: all), then to the smallest set whose probability reaches
-    `top_p` (1: all), and one is drawn; the same seed gives the same draws. Raises UsageError for values
-    outside these ranges.
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = 0
+
+
+def sampler(**sampling: Unpack[Sampling]) -> Pick:
+    """A function that picks a token; temperature 0 takes the largest logit (the first of equals).
+
+    The same seed gives the same draws for the same logits. Raises UsageError for values outside their ranges.
     """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise UsageError(
-            f"temperature {temperature}, top_k {top_k}, top_p {top_p}: "
-            "need temperature >= 0, top_k >= 0 and 0 < top_p <= 1"
-        )
-    if temperature == 0:
-        return lambda logits: int(np.argmax(logits))
-    random = np.random.default_rng(seed)
+    rules = _Rules(**sampling)
+    _check(rules)
+    random = np.random.default_rng(rules.seed)
 
-    def draw(logits: np.ndarray) -> int:
-        order, probabilities = _kept(logits.astype(np.float64) / temperature, top_k, top_p)
+    def pick(logits: np.ndarray, ids: Sequence[int] = ()) -> int:
+        if rules.repeat_penalty != 1 and rules.repeat_last_n:
+            logits = _penalized(logits, ids[-rules.repeat_last_n :], rules.repeat_penalty)
+        if rules.temperature == 0:
+            return int(np.argmax(logits))
+        order, probabilities = _kept(logits.astype(np.float64), rules)
         return int(random.choice(order, p=probabilities))
 
-    return draw
+    return pick
 
 
-def _kept(scores: np.ndarray, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ids that may be drawn, most likely first, and their probabilities."""
-    order = np.argsort(-scores, kind="stable")[: top_k or None]
-    weights = np.exp(scores[order] - scores[order[0]])
-    cumulative = np.cumsum(weights) / weights.sum()
+def _check(rules: _Rules) -> None:
+    ranges = {
+        "temperature": (rules.temperature >= 0, ">= 0"),
+        "top_k": (rules.top_k >= 0, ">= 0"),
+        "top_p": (0 < rules.top_p <= 1, "above 0, at most 1"),
+        "min_p": (0 <= rules.min_p <= 1, "0 to 1"),
+        "repeat_penalty": (rules.repeat_penalty > 0, "> 0"),
+        "repeat_last_n": (rules.repeat_last_n >= 0, ">= 0"),
+        "seed": (rules.seed >= 0, ">= 0"),
+    }
+    wrong = [f"{name} {getattr(rules, name)} (must be {range_})" for name, (ok, range_) in ranges.items() if not ok]
+    if wrong:
+        raise UsageError(f"sampling: {', '.join(wrong)}")
+
+
+def _penalized(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
+    """A copy in which each of `recent` is less likely: positive logits divided, others multiplied by `penalty`."""
+    logits = logits.copy()
+    seen = np.unique(np.asarray(recent, dtype=np.int64))
+    values = logits[seen]
+    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def _kept(scores: np.ndarray, rules: _Rules) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that may be drawn, most likely first, and their probabilities. Raises RuntimeFault for NaN."""
+    best = np.arange(len(scores))
+    if 0 < rules.top_k < len(scores):
+        best = np.sort(np.argpartition(-scores, rules.top_k - 1)[: rules.top_k])
+    order = best[np.argsort(-scores[best], kind="stable")]
+    scores = scores[order] - scores[order[0]]
+    if np.isnan(scores[0]):
+        raise RuntimeFault("the model's logits are not finite; its file is damaged: export or copy it again")
+    weights = np.exp(scores)
     # The last kept token is the one whose addition reaches top_p.
-    n_kept = len(order) if top_p == 1 else int(np.searchsorted(cumulative, top_p)) + 1
-    kept = weights[:n_kept]
+    cumulative = np.cumsum(weights) / weights.sum()
+    n_kept = len(order) if rules.top_p == 1 else int(np.searchsorted(cumulative, rules.top_p)) + 1
+    n_kept = min(n_kept, int(np.count_nonzero(weights >= rules.min_p)))
+    kept = np.exp(scores[:n_kept] / rules.temperature)
     return order[:n_kept], kept / kept.sum()

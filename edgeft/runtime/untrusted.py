@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from edgeft import errors
 from edgeft.errors import EdgeftError, RuntimeFault
 from edgeft.runtime.header import check_gguf
-from edgeft.runtime.model import load
+from edgeft.runtime.loading import load
 
 if TYPE_CHECKING:
     from edgeft.runtime.model import Model

@@ -1,0 +1,243 @@
+"""What every runtime of a decoder shares: turns between threads, answers token by token, scores.
+
+A backend gives the primitives at the end of `TextModel`: a vocabulary, and one sequence that tokens are run behind,
+cut back, saved and restored. Shapes: T tokens of a sequence, V entries of the vocabulary.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from edgeft.errors import ContextOverflow, RuntimeFault
+from edgeft.runtime.chat import open_answer
+from edgeft.runtime.history import Overflow
+from edgeft.runtime.model import Message, Options, Sampling
+from edgeft.runtime.run import Run
+from edgeft.runtime.sampling import sampler
+from edgeft.runtime.turns import Turns
+
+TURN_TOKENS = 16
+"""Tokens after which an answer lets others have a turn; changing turns copies keys and values of two sequences."""
+SCORE_FLOATS = 1 << 24
+"""Logits a backend holds at once while scoring: 64 MiB."""
+
+
+class TextModel(ABC):
+    """See `edgeft.runtime.Model`. A subclass sets the attributes and calls `__init__` before it is used."""
+
+    path: Path
+    n_vocab: int
+    n_ctx: int
+    n_threads: int
+    eos_ids: frozenset[int]
+    metadata: dict[str, str]
+    _n_batch: int
+    """Most tokens of one `_decode`."""
+
+    def __init__(self) -> None:
+        self._turns = Turns()
+        self._running: Run | None = None
+        """Whose tokens the context holds."""
+        self._open = True
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
+        ignore_eos: bool = False,
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[int]:
+        """See `Model.stream`."""
+        ends = frozenset(stop) if ignore_eos else self.eos_ids.union(stop)
+        limit = self.limit(prompt_ids, max_new_tokens)
+        run = Run(prompt_ids, limit=limit, pick=sampler(**sampling), ends=ends, cancel=cancel)
+        return self.answer_tokens(run, at_once=False)
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> list[int]:
+        """See `Model.generate`."""
+        limit = self.limit(prompt_ids, max_new_tokens)
+        run = Run(prompt_ids, limit=limit, pick=sampler(**sampling), ends=self.eos_ids.union(stop), cancel=cancel)
+        return list(self.answer_tokens(run, at_once=True))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: bool = False,
+        overflow: Overflow = "error",
+        **options: Unpack[Options],
+    ) -> Any:
+        """See `Model.chat`."""
+        answer = open_answer(self, messages, options, tools=tools, overflow=overflow, at_once=not stream)
+        if stream:
+            return answer
+        with answer:
+            for _ in answer:
+                pass
+        return answer.answer
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """See `Model.score`."""
+        self._check_length(ids)
+        piece = max(1, min(self._n_batch, SCORE_FLOATS // self.n_vocab))
+        with self._turns:
+            self._reset()
+            pieces = [ids[at : at + piece] for at in range(0, len(ids), piece)]
+            return np.concatenate([self._decode(tokens, len(tokens)).copy() for tokens in pieces])
+
+    def close(self) -> None:
+        """See `Model.close`; closing twice does no harm."""
+        with self._turns:
+            if self._open:
+                self._open = False
+                self._running = None
+                self._free()
+
+    def limit(self, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
+        """Tokens the answer to a prompt may have; the last of a full context is not run: it may stand one behind.
+
+        Raises RuntimeFault for an empty prompt, ContextOverflow for one that does not fit.
+        """
+        self._check_length(prompt_ids)
+        return max(0, min(max_new_tokens, self.n_ctx - len(prompt_ids) + 1))
+
+    def answer_tokens(self, run: Run, *, at_once: bool) -> Iterator[int]:
+        """The tokens of `run`. With `at_once` the turn is kept between them, for up to TURN_TOKENS: only for callers
+        that ask for the next token without delay."""
+        try:
+            while run.goes_on():
+                if at_once:
+                    with self._turns:
+                        for _ in range(TURN_TOKENS):
+                            token = self._next(run)
+                            if token is None:
+                                return
+                            yield token
+                else:
+                    with self._turns:
+                        token = self._next(run)
+                    if token is None:
+                        return
+                    yield token
+        finally:
+            run.reason, run.state = run.reason or "cancelled", None
+
+    def _next(self, run: Run) -> int | None:
+        """One more token of `run`, None at its end; in one's turn."""
+        if not run.goes_on():
+            return None
+        self._resume(run)
+        logits = self._prefill(run)
+        return None if logits is None else run.take(run.pick(logits, run.ids))
+
+    def _resume(self, run: Run) -> None:
+        """Make the context hold the sequence of `run`."""
+        if self._running is run:
+            self._check_open()
+            return
+        self._reset()
+        self._running = run
+        if run.state is not None:
+            self._restore(run.state)
+            run.state = None
+
+    def _prefill(self, run: Run) -> np.ndarray | None:
+        """Run what the context has not seen; logits (V,) behind the last token, None when cancelled meanwhile."""
+        while True:
+            left = len(run.ids) - run.n_run
+            piece = run.ids[run.n_run : run.n_run + self._n_batch]
+            logits = self._decode(piece, 1 if len(piece) == left else 0)
+            run.n_run += len(piece)
+            if len(piece) == left:
+                return logits[-1]
+            if not run.goes_on():
+                return None
+
+    def _reset(self) -> None:
+        """Empty the context, in one's turn; what it held of a run that goes on is put aside."""
+        self._check_open()
+        last, self._running = self._running, None
+        if last is not None and last.reason is None:
+            last.state = self._state()
+        self._keep(0)
+
+    def _check_length(self, ids: Sequence[int]) -> None:
+        self._check_open()
+        if not len(ids):
+            raise RuntimeFault("there are no tokens to run; the prompt is empty")
+        if len(ids) > self.n_ctx:
+            raise ContextOverflow(f"{len(ids)} tokens do not fit the context of {self.n_ctx}; shorten them")
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeFault(f"{self.path}: this model was closed")
+
+    @abstractmethod
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """See `Model.render`."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """See `Model.tokenize`; from any thread."""
+
+    @abstractmethod
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """See `Model.detokenize`; from any thread."""
+
+    @abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each entry of the vocabulary stands for in a text; of special tokens their spelling."""
+
+    @abstractmethod
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that no ordinary text contains."""
+
+    @abstractmethod
+    def _decode(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
+        """Run 1 to `_n_batch` tokens behind those already run.
+
+        Logits (n_logits, V), float32, of the last of them: memory of the backend, good until the next call. Raises
+        RuntimeFault when the backend fails, or an id is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def _keep(self, n: int) -> None:
+        """Forget all but the first `n` tokens of the sequence; 0: all. Raises RuntimeFault where it cannot."""
+
+    @abstractmethod
+    def _state(self) -> bytes:
+        """The sequence as the backend holds it: keys, values and how many tokens."""
+
+    @abstractmethod
+    def _restore(self, state: bytes) -> None:
+        """Make the emptied sequence what it was at `_state`. Raises RuntimeFault for bytes that are no such state."""
+
+    @abstractmethod
+    def _identity(self) -> str:
+        """What a state depends on besides the model file's bytes: the backend, its version, types of the cache."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Release the memory; called once, in one's turn."""
