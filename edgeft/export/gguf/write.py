@@ -19,7 +19,14 @@ from edgeft.export.gguf.architectures import Architecture, Metadata
 from edgeft.export.gguf.architectures.layout import Layout, lay_out
 from edgeft.export.gguf.header import Slot, encode_header, padded, slots_of
 from edgeft.export.gguf.stream import Rounder, Target, Weights, round_with_ggml, stream
-from edgeft.export.gguf.tensor_types import INPUT_AND_OUTPUT, choose_types, fallbacks, file_type, needs_importance
+from edgeft.export.gguf.tensor_types import (
+    INPUT_AND_OUTPUT,
+    TensorType,
+    choose_types,
+    fallbacks,
+    file_type,
+    needs_importance,
+)
 from edgeft.export.gguf.verify import verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
 from edgeft.quant import ggml
@@ -66,10 +73,8 @@ def write_gguf(
     """
     folder = read_folder(model_dir)
     layout = lay_out(folder, open_checkpoint(model_dir), architecture)
-    shapes, source = [(rule.name, rule.shape) for rule in layout.rules], _lossless_type(layout.checkpoint)
-    weighed = imatrix is not None
-    chosen = choose_types(ftype, shapes, layout.hyperparameters, importance=weighed, source=source, types=types)
-    targets = _targets(ftype, layout, {name: choice.kind for name, choice in chosen.items()}, imatrix)
+    chosen = types_of(layout, ftype, imatrix, types)
+    targets = targets_of(layout, ftype, chosen, imatrix)
     metadata: Metadata = {
         **_general_metadata(layout.architecture, ftype, name, imatrix),
         **{f"edgeft.{key}": value for key, value in sorted(provenance.items())},
@@ -90,6 +95,27 @@ def write_gguf(
         stream(file, start, targets, weights, rounder=pack, n_threads=threads, done=done, check=check)
         check.result()
     return fallbacks(chosen)
+
+
+def types_of(
+    layout: Layout, ftype: str, imatrix: Imatrix | None = None, types: Mapping[str, GgmlType] | None = None
+) -> dict[str, TensorType]:
+    """The type of every tensor of the file; arguments and errors as in `write_gguf`."""
+    shapes, source = [(rule.name, rule.shape) for rule in layout.rules], _lossless_type(layout.checkpoint)
+    weighed = imatrix is not None
+    return choose_types(ftype, shapes, layout.hyperparameters, importance=weighed, source=source, types=types)
+
+
+def targets_of(
+    layout: Layout, ftype: str, chosen: Mapping[str, TensorType], imatrix: Imatrix | None = None
+) -> list[Target]:
+    """Every tensor, of the type `chosen`, with its place and importance; errors as in `write_gguf`."""
+    rules, kinds = layout.rules, {name: choice.kind for name, choice in chosen.items()}
+    sizes = [
+        math.prod(rule.shape[:-1]) * ggml.row_bytes(kinds[rule.name], math.prod(rule.shape[-1:])) for rule in rules
+    ]
+    slots = slots_of((r.name, r.shape, kinds[r.name], size) for r, size in zip(rules, sizes, strict=True))
+    return [Target(rule, slot, _importance(ftype, slot, imatrix)) for rule, slot in zip(rules, slots, strict=True)]
 
 
 @contextmanager
@@ -120,16 +146,6 @@ def _lossless_type(checkpoint: Checkpoint) -> GgmlType:
     """The smallest float type that holds every matrix without rounding."""
     needed = {LOSSLESS[tensor.dtype] for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
     return needed.pop() if len(needed) == 1 else GgmlType.F32
-
-
-def _targets(ftype: str, layout: Layout, kinds: Mapping[str, GgmlType], imatrix: Imatrix | None) -> list[Target]:
-    """Every tensor with its place and importance."""
-    rules = layout.rules
-    sizes = [
-        math.prod(rule.shape[:-1]) * ggml.row_bytes(kinds[rule.name], math.prod(rule.shape[-1:])) for rule in rules
-    ]
-    slots = slots_of((r.name, r.shape, kinds[r.name], size) for r, size in zip(rules, sizes, strict=True))
-    return [Target(rule, slot, _importance(ftype, slot, imatrix)) for rule, slot in zip(rules, slots, strict=True)]
 
 
 def _importance(ftype: str, slot: Slot, imatrix: Imatrix | None) -> np.ndarray | None:
