@@ -19,7 +19,7 @@ def load(
     providers: Sequence[str] = (),
     cache_dir: str | Path | None = None,
 ) -> Model:
-    """Open a GGUF file in llama.cpp, or an ONNX file or the folder it is in in onnxruntime.
+    """Open a GGUF file in llama.cpp, or an ONNX file or the folder of one in onnxruntime.
 
     `n_ctx` is cut to the context the model was trained with. `n_threads` None means the backend's choice; llama.cpp:
     a thread for every 20 M parameters, at least one and at most one for every CPU this process may use.
@@ -29,10 +29,9 @@ def load(
     MissingExtra when the backend's package is not installed.
     """
     path = Path(path)
-    if path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx"))):
-        folder = path if path.is_dir() else path.parent
-        onnx = _backend("edgeft.runtime.onnx", "onnx", folder)
-        model = onnx.OnnxModel(folder, n_ctx=n_ctx, n_threads=n_threads, providers=providers)
+    if path.suffix == ".onnx" or any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx")):
+        onnx = _backend("edgeft.runtime.onnx", "onnx", path)
+        model = onnx.OnnxModel(path, n_ctx=n_ctx, n_threads=n_threads, providers=providers)
     elif path.is_dir():
         raise ModelError(f"{path}: a folder, not a model file; export it first (edgeft export)")
     else:

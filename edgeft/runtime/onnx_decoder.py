@@ -6,15 +6,24 @@ any other graph with past_key_values gets back what it gave (GrowingDecoder).
 Shapes: T tokens of a call, P tokens before it, N positions the context holds, V entries of the vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from edgeft.errors import ModelError
-from edgeft.runtime.onnx_cache import NUMPY_TYPES, PAST, CacheEntry, GrowingCache, SharedCache, cache_entries
+from edgeft.runtime.onnx_cache import (
+    NUMPY_TYPES,
+    PAST,
+    CacheEntry,
+    GrowingCache,
+    SharedCache,
+    cache_entries,
+    split_state,
+)
 from edgeft.runtime.onnx_file import OnnxFile
 from edgeft.runtime.onnx_session import DEVICES, run_fault
 
@@ -23,32 +32,7 @@ IN_PLACE = {"GroupQueryAttention"}
 """Operators (onnxruntime, docs/ContribOperators.md) that take one buffer as past and present."""
 
 
-class Decoder(Protocol):
-    """A graph with the keys and values of one sequence."""
-
-    n_vocab: int
-    all_rows: bool
-    """Whether a call can give the logits of all its tokens, not only of the last."""
-    lean: bool
-    """Whether a call computes no more logits than are asked for."""
-
-    def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
-        """Run `ids` behind `n_past` tokens; logits (n_last, V) float32 of the last of them, good until the next call.
-
-        `n_past` 0 begins a sequence. Raises RuntimeFault when onnxruntime fails.
-        """
-        ...
-
-    def save(self, n_past: int) -> list[np.ndarray]:
-        """The keys and values of the first `n_past` tokens."""
-        ...
-
-    def restore(self, held: Sequence[np.ndarray]) -> None:
-        """Put back what `save` gave."""
-        ...
-
-
-def open_decoder(session: Any, checked: OnnxFile, sizes: Mapping[str, int], n_ctx: int) -> Decoder:
+def open_decoder(session: Any, checked: OnnxFile, sizes: Mapping[str, int], n_ctx: int) -> "Decoder":
     """The decoder for this graph; `sizes` as of `cache_entries`.
 
     Raises ModelError for inputs that are not known or for missing ones.
@@ -74,22 +58,54 @@ def _check_inputs(session: Any) -> None:
         raise ModelError(f"the graph does not turn {IDS} into {LOGITS} of shape (batch, tokens, vocabulary)")
 
 
-class _Graph:
-    """What both kinds of decoders share: the arrays behind the inputs, and what the graph can give."""
+class Decoder(ABC):
+    """A graph with the keys and values of one sequence, and the arrays behind its other inputs."""
+
+    cache: SharedCache | GrowingCache
 
     def __init__(self, session: Any, path: Path, entries: Sequence[CacheEntry], n_ctx: int) -> None:
-        self.session, self.path = session, path
+        self.session, self.path, self.entries = session, path, entries
         self.device = DEVICES.get(session.get_providers()[0], "cpu")
-        self.inputs = {put.name for put in session.get_inputs()}
+        # An input with a default (an initializer of the same name) may be left out, and is listed apart.
+        self.inputs = {put.name for put in (*session.get_inputs(), *session.get_overridable_initializers())}
         logits = next(each for each in session.get_outputs() if each.name == LOGITS)
         self.kind = NUMPY_TYPES[logits.type]
-        self.lean = KEEP in self.inputs or logits.shape[1] == 1
+        self.n_vocab = logits.shape[2] if isinstance(logits.shape[2], int) else 0
         self.all_rows = logits.shape[1] != 1
+        """Whether a call can give the logits of all its tokens, not only of the last."""
+        self.lean = KEEP in self.inputs or not self.all_rows
+        """Whether a call computes no more logits than are asked for."""
+        self.bytes_per_token = sum(each.bytes_per_token for each in entries)
+        """Of keys and values."""
         self.ids = np.zeros((1, n_ctx), np.int64)
         self.positions = np.arange(n_ctx, dtype=np.int64)[None]
         self.mask = np.ones((1, n_ctx), np.int64)
-        self.keep = np.zeros((), np.int64)
-        self.n_vocab = logits.shape[2] if isinstance(logits.shape[2], int) else 0
+        self.keep_logits = np.ones((), np.int64)
+
+    @property
+    def layout(self) -> str:
+        """What a saved state is made of: `60 x float32 (3, 64)`."""
+        kinds = [f"{each.kind} ({each.heads}, {each.width})" for each in self.entries]
+        return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+    @abstractmethod
+    def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
+        """Run `ids` behind `n_past` tokens; logits (n_last, V) float32 of the last of them, good until the next call.
+
+        Raises RuntimeFault when onnxruntime fails.
+        """
+
+    def keep(self, n: int) -> None:
+        """Forget all but the first `n` tokens."""
+        self.cache.keep(n)
+
+    def save(self, n_past: int) -> list[np.ndarray]:
+        """The keys and values of the first `n_past` tokens, good until the next call."""
+        return self.cache.save(n_past)
+
+    def restore(self, state: memoryview, n_past: int) -> None:
+        """Put back the bytes of what `save` gave."""
+        self.cache.restore(split_state(self.entries, state, n_past))
 
     def rows(self, logits: np.ndarray, n_last: int) -> np.ndarray:
         """(n_last, V) float32 of the output (1, tokens, V)."""
@@ -97,22 +113,21 @@ class _Graph:
         return wanted if wanted.dtype == np.float32 else wanted.astype(np.float32)
 
 
-class SharedDecoder(_Graph):
-    """See `Decoder`. For a token only two shapes are bound anew; nothing is allocated or copied."""
+class SharedDecoder(Decoder):
+    """For a token only two shapes are bound anew; nothing is allocated or copied."""
 
     def __init__(self, session: Any, path: Path, entries: Sequence[CacheEntry], n_ctx: int) -> None:
         super().__init__(session, path, entries, n_ctx)
-        self.cache = SharedCache(entries, n_ctx, self.device)
+        shared = self.cache = SharedCache(entries, n_ctx, self.device)
         self.binding = session.io_binding()
-        self.cache.bind(self.binding)
+        shared.bind(self.binding)
         if KEEP in self.inputs:
-            self._bind(KEEP, self.keep, 0, ())
+            self._bind(KEEP, self.keep_logits, 0, ())
         self.one = np.zeros((1, 1, self.n_vocab), self.kind)
         self.length = 0
-        self.save, self.restore = self.cache.save, self.cache.restore
 
     def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
-        """See `Decoder`."""
+        """See `Decoder.run`."""
         n = len(ids)
         self.ids[0, :n] = ids
         if n != self.length:
@@ -122,15 +137,15 @@ class SharedDecoder(_Graph):
             self._bind(POSITIONS, self.positions, n_past, (1, n))
         if MASK in self.inputs:
             self._bind(MASK, self.mask, 0, (1, n_past + n))
-        self.keep[...] = max(1, n_last)
+        self.keep_logits[...] = max(1, n_last)
         try:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:
             raise run_fault(self.path, error) from None
-        if n == 1:
+        if n == 1 and self.n_vocab:
             return self.rows(self.one, n_last)
         self.length = 0  # the output's shape depends on this call
-        return self.rows(self._made_logits(), n_last)
+        return self.rows(self._made_logits(), n_last) if n_last else self.one[0, :0]
 
     def _bind(self, name: str, array: np.ndarray, start: int, shape: tuple[int, ...]) -> None:
         address = array.ctypes.data + start * array.itemsize
@@ -140,36 +155,33 @@ class SharedDecoder(_Graph):
         self.length = n
         if n == 1 and self.n_vocab:
             shape, address = self.one.shape, self.one.ctypes.data
-            self.binding.bind_output(LOGITS, "cpu", 0, self.kind, shape, address)
+            self.binding.bind_output(LOGITS, "cpu", 0, self.kind.type, shape, address)
         else:
             self.binding.bind_output(LOGITS, "cpu")
 
     def _made_logits(self) -> np.ndarray:
-        logits: np.ndarray = self.binding.get_outputs()[len(self.cache.entries)].numpy()
+        logits: np.ndarray = self.binding.get_outputs()[len(self.entries)].numpy()
         return logits
 
 
-class GrowingDecoder(_Graph):
-    """See `Decoder`. The graph makes longer keys and values each time; they are handed on as they are."""
+class GrowingDecoder(Decoder):
+    """The graph makes longer keys and values each time; they are handed on as they are."""
 
     def __init__(self, session: Any, path: Path, entries: Sequence[CacheEntry], n_ctx: int) -> None:
         super().__init__(session, path, entries, n_ctx)
-        self.cache = GrowingCache(entries, self.device)
+        self.cache: GrowingCache = GrowingCache(entries, self.device)
         self.wanted = [LOGITS, *self.cache.names]
-        self.save, self.restore = self.cache.save, self.cache.restore
 
     def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
-        """See `Decoder`."""
+        """See `Decoder.run`."""
         n = len(ids)
-        if n_past == 0:
-            self.cache.reset()
         self.ids[0, :n] = ids
-        self.keep[...] = max(1, n_last)
+        self.keep_logits[...] = max(1, n_last)
         arrays = {
             IDS: self.ids[:, :n],
             POSITIONS: self.positions[:, n_past : n_past + n],
             MASK: self.mask[:, : n_past + n],
-            KEEP: self.keep,
+            KEEP: self.keep_logits,
         }
         given = {name: _value(array) for name, array in arrays.items() if name in self.inputs}
         try:

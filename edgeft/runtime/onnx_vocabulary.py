@@ -1,14 +1,14 @@
 """The tokenizer, chat template and configuration of a model folder, through `tokenizers` alone."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgeft.errors import ModelError, RuntimeFault
+from edgeft.errors import ModelError
 from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
 
@@ -29,9 +29,11 @@ END_TOKENS = frozenset(
 """Special tokens that end an answer whatever the configuration says: llama.cpp's list (`llama-vocab.cpp`), so that
 both backends stop at the same place."""
 
+BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
 
 class OnnxVocabulary:
-    """What a model folder says in words; no weights are loaded."""
+    """What a model folder says in words; no weights are loaded. May be used from any thread."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ModelError when a file is missing or damaged."""
@@ -41,7 +43,6 @@ class OnnxVocabulary:
         self._special = _special_tokens(folder)
         self._tokenizer: Any = _open_tokenizer(folder / "tokenizer.json")
         self._template: ChatTemplate | None = None
-        self._closed = False
         self.eos_ids = frozenset(self._ends())
         self.metadata = self._metadata()
 
@@ -64,14 +65,12 @@ class OnnxVocabulary:
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See `Model.tokenize`. With `add_special` what the tokenizer adds around a text is added."""
-        self._check_open()
         clean = text.encode(errors="replace").decode()  # a lone surrogate is no character
         ids: list[int] = self._tokenizer.encode(clean, add_special_tokens=add_special).ids
         return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """See `Model.detokenize`."""
-        self._check_open()
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
@@ -83,6 +82,20 @@ class OnnxVocabulary:
         """Whether `token` is a special token that no ordinary text contains."""
         added = self._tokenizer.get_added_tokens_decoder().get(token)
         return added is not None and bool(added.special)
+
+    def token_bytes(self) -> list[bytes]:
+        """See `TextModel.token_bytes`; ids up to the largest of the tokenizer."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        spell = _speller(json.loads(self._tokenizer.to_str()).get("decoder"))
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        found = [b""] * (max(pieces.values(), default=-1) + 1)
+        for text, token in pieces.items():
+            found[token] = added[token].content.encode() if token in added else spell(text)
+        return found
+
+    def special_ids(self) -> frozenset[int]:
+        """See `TextModel.special_ids`."""
+        return frozenset(token for token in self._tokenizer.get_added_tokens_decoder() if self.is_control(token))
 
     def special_id(self, name: str) -> int | None:
         """The id the folder names for `bos`, `eos`, `padding`, `unknown`, …, or None."""
@@ -99,22 +112,6 @@ class OnnxVocabulary:
             "num_key_value_heads": sizes.get("num_key_value_heads") or heads,
             "head_dim": sizes.get("head_dim") or sizes.get("hidden_size", 0) // heads,
         }
-
-    def close(self) -> None:
-        """Free the memory; closing twice does no harm."""
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeFault(f"{self.folder}: this model was closed")
 
     def _ends(self) -> Iterator[int]:
         """Ids of the end tokens: those the files name, and special tokens known to be one."""
@@ -138,6 +135,30 @@ class OnnxVocabulary:
             inside = read_json(self.folder / "tokenizer_config.json").get("chat_template")
             found["tokenizer.chat_template"] = inside if isinstance(inside, str) else None
         return {key: str(value) for key, value in found.items() if value}
+
+
+def _speller(decoder: Any) -> Callable[[str], bytes]:
+    """What makes the bytes of a vocabulary entry, by the `decoder` of tokenizer.json (one or a Sequence of them)."""
+    parts = [] if decoder is None else decoder.get("decoders", [decoder])
+    if any(part["type"] == "ByteLevel" for part in parts):
+        table = {character: byte for byte, character in enumerate(_byte_characters())}
+        return lambda text: bytes(table[character] for character in text)
+
+    def spell(text: str) -> bytes:
+        """Sentencepiece's way: `▁` is a space, `<0x0A>` a byte."""
+        if BYTE_PIECE.fullmatch(text):
+            return bytes.fromhex(text[3:5])
+        return text.replace("▁", " ").encode()
+
+    return spell
+
+
+def _byte_characters() -> list[str]:
+    """The character that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`): itself where it is
+    printable, else the next free one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    free = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(free)) for byte in range(0x100)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
 
-from edgeft.errors import ModelError, RuntimeFault
+from edgeft.errors import ContextOverflow, ModelError, RuntimeFault
 from edgeft.runtime import Model, load
+from edgeft.runtime.onnx import OnnxModel
 from edgeft.runtime.onnx_decoder import GrowingDecoder, SharedDecoder
+from edgeft.runtime.onnx_vocabulary import OnnxVocabulary
 from tests.onnx_graphs import write_decoder
 
 TEXT = "turn on the kitchen light. set a timer for 10 minutes, then play some music by the piano"
@@ -100,10 +103,39 @@ def test_the_context_is_used_to_its_end(model: Model, theirs: Any, tokenizer: An
     assert list(model.stream(ids, max_new_tokens=9, ignore_eos=True)) == torch_greedy(theirs, ids, 3)
 
 
+@pytest.mark.parametrize("kind", ["shared", "plain", "half"])
+def test_a_sequence_is_saved_restored_and_cut(folders: Callable[[str], Path], tokenizer: Any, kind: str) -> None:
+    ids = tokenizer(TEXT).input_ids
+    with OnnxModel(folders(kind), n_ctx=64, n_threads=1) as one, OnnxModel(folders(kind), n_ctx=48) as other:
+        one._decode(ids[:9], 0)
+        state = one._state()
+        expected = one._decode(ids[9:12], 1).copy()
+        one._keep(0)
+        one._decode(ids[::-1], 1)
+        one._keep(0)
+        for model in (one, other):
+            model._restore(state)
+            np.testing.assert_array_equal(model._decode(ids[9:12], 1), expected)
+            model._keep(9)
+            np.testing.assert_array_equal(model._decode(ids[9:12], 1), expected)
+            assert model._identity() == one._identity()
+        other._keep(0)
+        for wrong in (state[:-1], state + b"x", b"", bytes([49]) + state[1:]):
+            with pytest.raises(RuntimeFault, match="this saved state is not one of this model's"):
+                other._restore(wrong)
+
+
+def test_streams_take_turns(model: Model, theirs: Any, tokenizer: Any) -> None:
+    prompts = [tokenizer(text).input_ids for text in ("turn on", TEXT)]
+    streams = [model.stream(ids, max_new_tokens=8, ignore_eos=True) for ids in prompts]
+    answers = list(zip(*streams, strict=True))
+    assert [list(answer) for answer in zip(*answers, strict=True)] == [torch_greedy(theirs, ids, 8) for ids in prompts]
+
+
 def test_a_smaller_context(folders: Callable[[str], Path]) -> None:
     with load(folders("shared"), n_ctx=16, n_threads=1) as small:
         assert small.n_ctx == 16
-        with pytest.raises(RuntimeFault, match="17 tokens do not fit the context of 16"):
+        with pytest.raises(ContextOverflow, match="17 tokens do not fit the context of 16"):
             small.score([5] * 17)
 
 
@@ -128,6 +160,29 @@ def test_chats_are_those_of_transformers(model: Model, tokenizer: Any) -> None:
     theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert model.render(messages) == theirs
     assert model.eos_ids == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+
+
+def test_bytes_of_byte_level_tokens(model: Any, tokenizer: Any) -> None:
+    pieces = model.token_bytes()
+    assert len(pieces) == len(tokenizer)
+    for text in (TEXT, "naïve “café” 😀\n\t\x00 ÿ", "<|im_start|>user"):
+        assert b"".join(pieces[token] for token in model.tokenize(text)) == text.encode()
+    assert model.special_ids() == {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+
+
+def test_bytes_of_sentencepiece_tokens(tmp_path: Path) -> None:
+    """Held to what `tokenizers` decodes."""
+    pieces = ["<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
+    bpe = models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a")], byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = OnnxVocabulary(tmp_path)
+    ids = vocabulary.tokenize("ab a😀\nb<s>")
+    assert b"".join(vocabulary.token_bytes()[token] for token in ids).decode() == "ab a😀\nb<s>"
+    assert vocabulary.detokenize(ids) == tokenizer.decode(ids) == "ab a😀\nb"
 
 
 def test_a_folder_without_a_template(folders: Callable[[str], Path], model_folder: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ DISTRIBUTIONS = ("onnxruntime",)
 
 
 def accepts(path: Path) -> bool:
-    """An .onnx file, or a folder that holds one."""
-    return path.suffix == ".onnx" if path.is_file() else any(path.glob("*.onnx"))
+    """An .onnx file, or a folder that holds one, itself or in `onnx/`."""
+    return path.suffix == ".onnx" if path.is_file() else any((*path.glob("*.onnx"), *path.glob("onnx/*.onnx")))
 
 
 def open_model(path: Path, setup: Setup) -> Runner:
