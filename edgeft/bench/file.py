@@ -9,10 +9,11 @@ from edgeft.bench import backends, roofline
 from edgeft.bench.accuracy import Evaluation, Scoring
 from edgeft.bench.answers import evaluate_file
 from edgeft.bench.backends import Setup
-from edgeft.bench.examples import Example, take
+from edgeft.bench.examples import Example, digest, take
 from edgeft.bench.latency import SILENCE_S, WORKER, LatencyPlan, Measurement, measure
+from edgeft.bench.paired import pair_accuracies, read_accuracy, same_examples
 from edgeft.bench.slices import check_fields
-from edgeft.errors import RunCutShort, RuntimeFault
+from edgeft.errors import RunCutShort, RuntimeFault, UsageError
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -36,7 +37,8 @@ class BenchSettings(Scoring):
 class BenchResult:
     """Accuracy and speed of the file called `file`; the accuracy is over 0 examples where none was asked for.
 
-    Not `complete`: the runtime failed midway as `failure` says, and this is what was measured before.
+    Not `complete`: the runtime failed midway as `failure` says, and this is what was measured before. `against` names
+    earlier answers (`what`) and holds `rows`, as `paired.Paired.to_json`, where the answers were paired with them.
     """
 
     file: str
@@ -45,6 +47,7 @@ class BenchResult:
     roofline: dict[str, Any] = field(default_factory=dict)
     complete: bool = True
     failure: str = ""
+    against: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """The numbers budgets can be set on, by name."""
@@ -60,6 +63,7 @@ class BenchResult:
             "accuracy": self.evaluation.to_json(),
             "latency": self.measurement.to_json(),
             "roofline": self.roofline,
+            "against": self.against,
         }
 
 
@@ -71,6 +75,7 @@ def bench_file(
     *,
     seed: int = 42,
     scored: bool = True,
+    against: Path | None = None,
     with_roofline: bool = True,
     silence_s: float = SILENCE_S,
     command: Sequence[str] = WORKER,
@@ -79,14 +84,16 @@ def bench_file(
     """Measure speed, then accuracy on the examples (`settings.limit` drawn by `seed`), each in a child process.
 
     Without examples, or not `scored`, only speed is measured; the plan's synthetic lengths need none. `setup` says
-    how the model is opened; its context and threads are those of `settings`. Raises RunCutShort, which holds the
-    BenchResult so far, when the runtime fails midway; ModelError when there is no such model; RuntimeFault and
+    how the model is opened; its context and threads are those of `settings`. `against` is a file of earlier answers,
+    as `paired.read_accuracy` reads. Raises RunCutShort, which holds the BenchResult so far, when the runtime fails
+    midway; ModelError when there is no such model; UsageError when `against` is about other examples; RuntimeFault and
     UsageError as `measure` does. `command` is the child to run; tests give one that misbehaves.
     """
     setup = replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)
     backends.find(path, setup.backend)
     chosen = take(examples, settings.limit, seed) if scored else []
     check_fields(chosen, settings.slice_by)
+    earlier = _earlier(against, chosen) if against else None
     child: dict[str, Any] = {"command": command, "silence_s": silence_s, "log": log}
     try:
         measurement = measure(path, examples, settings.latency, setup, **child)
@@ -106,7 +113,22 @@ def bench_file(
         answered = error.partial if isinstance(error, RunCutShort) else UNANSWERED
         partial = replace(result, evaluation=answered, complete=False, failure=str(error))
         raise RunCutShort(str(error), partial) from error
-    return replace(result, evaluation=evaluation)
+    return replace(result, evaluation=evaluation, against=_against(against, evaluation, earlier))
+
+
+def _earlier(against: Path, chosen: Sequence[Example]) -> dict[str, Any]:
+    """The accuracy at `against`, checked before anything is measured; its `examples_sha256` is that of `chosen`."""
+    earlier, found = read_accuracy(against), digest(chosen)
+    ours = {"examples_sha256": found, "references": [example.answer for example in chosen]}
+    if not same_examples(ours, earlier):
+        raise UsageError(f"{against}: answers to other examples; pair measurements of the same test set and limit")
+    return {**earlier, "examples_sha256": found}
+
+
+def _against(against: Path | None, evaluation: Evaluation, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    if earlier is None:
+        return {}
+    return {"what": str(against), "rows": [row.to_json() for row in pair_accuracies(evaluation.to_json(), earlier)]}
 
 
 def _roofline(measurement: Measurement, setup: Setup, log: "Log") -> dict[str, Any]:

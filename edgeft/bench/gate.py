@@ -138,7 +138,8 @@ def read_results(path: Path) -> Results:
         read_artifact(parity).metrics if (parity / MANIFEST).is_file() else None,
     )
     host = (bench.get("latency") or {}).get("host", {})
-    return Results(bench.get("file", file.name), measured | _of_each_file(run), host, bench.get("failure") or "")
+    failure = "" if bench.get("complete", True) else bench.get("failure") or "it does not say how"
+    return Results(bench.get("file", file.name), measured | _of_each_file(run), host, failure)
 
 
 def _of_each_file(run: Path) -> dict[str, Measured]:

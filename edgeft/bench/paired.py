@@ -3,11 +3,14 @@
 Works on scores as bench.json and baseline.json hold them. Standard library only, see `shares`.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from edgeft.bench.shares import mcnemar_p, paired_interval
+from edgeft.errors import ArtifactError
 
 SIGNIFICANT = 0.05
 
@@ -68,15 +71,43 @@ def pair(metric: str, a: Sequence[float | None], b: Sequence[float | None]) -> P
 def pair_accuracies(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Paired]:
     """Every yes-or-no metric that two accuracies (`accuracy` of a bench.json, a form of a baseline.json) share.
 
-    Empty when they are not over the same examples, as `examples_sha256` says.
+    Empty when they are not over the same examples.
     """
     return list(_paired(a, b)) if same_examples(a, b) else []
 
 
 def same_examples(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether both were measured on the same examples, in the same order."""
-    digest = a.get("examples_sha256")
-    return bool(digest) and digest == b.get("examples_sha256")
+    """Whether both were measured on the same examples, in the same order, as `examples_sha256` says, or the
+    `references` where one of them does not know more."""
+    name = "examples_sha256" if a.get("examples_sha256") and b.get("examples_sha256") else "references"
+    return bool(a.get(name)) and a.get(name) == b.get(name)
+
+
+def read_accuracy(path: Path) -> dict[str, Any]:
+    """The accuracy in a bench.json, of the fine-tuned model in a baseline.json, or behind a predictions.jsonl.
+
+    Raises ArtifactError when the file cannot be read or is none of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return _of_predictions([json.loads(line) for line in text.splitlines()])
+        content = json.loads(text)
+        accuracies = [content["accuracy"]] if "accuracy" in content else content["forms"]
+        return next(each for each in accuracies if each["scores"] and each.get("form", "merged") == "merged")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); give a bench.json of edgeft") from None
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration):
+        raise ArtifactError(f"{path}: no answers in it; give a bench.json or predictions.jsonl of edgeft") from None
+
+
+def _of_predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The scores that have an outcome for every example."""
+    scores = [
+        {"metric": name, "interval": "wilson", "outcomes": [row["outcomes"][name] for row in rows]}
+        for name in rows[0]["outcomes"]
+    ]
+    return {"scores": scores, "references": [row["reference"] for row in rows]}
 
 
 def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Paired]:

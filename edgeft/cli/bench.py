@@ -1,5 +1,6 @@
 """`edgeft bench RECIPE`, or `edgeft bench MODEL --data test.jsonl` on a device without the recipe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from edgeft.cli._options import is_recipe, json_option, set_option, workdir_opti
 from edgeft.cli._output import print_json
 
 TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
+FILE = click.Path(path_type=Path, dir_okay=False)
 PLACE = ("backend", "n_gpu_layers", "providers", "device", "cpus")
 
 
@@ -53,6 +55,11 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--data", type=click.Path(path_type=Path), help="Chat JSONL with the expected answers.")
     @click.option("--metric", "metrics", multiple=True, help="What is scored; repeatable. [exact_match]")
     @click.option("--limit", type=click.IntRange(1), help="Examples to score. [all]")
+    @click.option("--slice-by", multiple=True, help="Field of the examples to list scores by; repeatable.")
+    @click.option("--json-schema", type=FILE, help="Schema for the metric json_schema_valid.")
+    @click.option("--out-of-scope", metavar="TEXT", help="The answer that abstains, for out_of_scope_recall.")
+    @click.option("--abstain-below", type=click.FloatRange(0, 1), help="Less likely answers abstain as well.")
+    @click.option("--against", type=FILE, help="Earlier bench.json or predictions.jsonl to pair the answers with.")
     @click.option("--speed-only", is_flag=True, help="Time the prompts of --data and score nothing.")
     @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
     @click.option("--n-ctx", type=click.IntRange(8), help="Context window, in tokens.")
@@ -70,6 +77,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--roofline/--no-roofline", default=True, help="Hold the speed against this machine's limits.")
     @click.option("--timeout-s", type=click.FloatRange(1), help="A runtime silent for so long hangs. [120]")
     @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there as well.")
+    @click.option("--save-baseline", metavar="NAME", help="Store what was measured, to compare with later.")
     @click.option("--force", is_flag=True, help="Measure again (with a recipe).")
     @set_option
     @workdir_option
@@ -77,22 +85,30 @@ def command(name: str, text: str) -> click.Command:
     def bench_command(
         target: Path, force: bool, overrides: tuple[str, ...], workdir: Path, as_json: bool, **settings: Any
     ) -> None:
-        roofline = settings.pop("roofline")
+        roofline, baseline = settings.pop("roofline"), settings.pop("save_baseline")
         given = {key: value for key, value in settings.items() if value not in (None, (), False)}
         if is_recipe(target):
-            from edgeft.cli.stage import run_until
-
             if given:
                 raise click.UsageError("with a recipe, set these in its section `bench`, or with --set bench.…")
-            run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
+            _bench_recipe(target, baseline, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
         else:
             if "data" not in given and "synthetic" not in given:
                 raise click.UsageError(
                     "a model file needs --data FILE (chat JSONL with the expected answers) or --synthetic 128:64"
                 )
-            _bench_file(target, as_json=as_json, with_roofline=roofline, **given)
+            _bench_file(target, as_json=as_json, with_roofline=roofline, baseline=baseline, **given)
 
     return bench_command
+
+
+def _bench_recipe(path: Path, baseline: str | None, *, overrides: tuple[str, ...], workdir: Path, **how: Any) -> None:
+    from edgeft.cli._options import load_recipe
+    from edgeft.cli.stage import run_until
+
+    place = _baseline_path(baseline)
+    run_until(path, "bench", overrides=overrides, workdir=workdir, **how)
+    measured = workdir / load_recipe(path, overrides).name / "bench" / "bench.json"
+    _save_baseline(place, json.loads(measured.read_bytes()))
 
 
 def _bench_file(
@@ -105,6 +121,9 @@ def _bench_file(
     out: Path | None = None,
     timeout_s: float = 120.0,
     metrics: tuple[str, ...] = ("exact_match",),
+    json_schema: Path | None = None,
+    against: Path | None = None,
+    baseline: str | None = None,
     **given: Any,
 ) -> None:
     from edgeft.console import terminal_log
@@ -117,9 +136,11 @@ def _bench_file(
         from edgeft.bench.file import BenchResult, BenchSettings, bench_file
         from edgeft.bench.latency import LatencyPlan
 
+    place = _baseline_path(baseline)
+    schema = _read_schema(json_schema) if json_schema else None
     plan = LatencyPlan(**{key: given.pop(key) for key in TIMING if key in given})
     setup = Setup(**{key: given.pop(key) for key in PLACE if key in given})
-    settings = BenchSettings(metrics=metrics, latency=plan, **given)
+    settings = BenchSettings(metrics=metrics, json_schema=schema, latency=plan, **given)
     try:
         result = bench_file(
             file,
@@ -127,6 +148,7 @@ def _bench_file(
             settings,
             setup,
             scored=not speed_only,
+            against=against,
             with_roofline=with_roofline,
             silence_s=timeout_s,
             log=terminal_log(),
@@ -138,11 +160,37 @@ def _bench_file(
     content = result.to_json()
     _write(content, out)
     _show(file.name, content, as_json)
+    _save_baseline(place, content)
+
+
+def _read_schema(path: Path) -> Any:
+    from edgeft.errors import UsageError
+
+    try:
+        schema = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--json-schema {path}: cannot be read ({error}); give a JSON file") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"--json-schema {path}: a JSON schema is an object here, such as {{}}")
+    return schema
+
+
+def _baseline_path(name: str | None) -> Path | None:
+    """Where the baseline goes, refused before anything is measured when it is no name."""
+    from edgeft.bench.baseline import baseline_path
+
+    return None if name is None else baseline_path(name)
+
+
+def _save_baseline(path: Path | None, content: dict[str, Any]) -> None:
+    from edgeft.bench.baseline import save_baseline
+
+    if path is not None:
+        save_baseline(path, content["metrics"], content["latency"]["host"], file=content["file"])
+        click.echo(f"baseline saved: {path}", err=True)
 
 
 def _write(content: dict[str, Any], out: Path | None) -> None:
-    import json
-
     from edgeft.artifact import write_atomic
 
     if out is not None:

@@ -58,7 +58,7 @@ def _judge(
     as_json: bool,
     **outputs: Any,
 ) -> None:
-    from edgeft.errors import GateFailed
+    from edgeft.errors import ArtifactError, GateFailed
     from edgeft.extras import extra_needed
 
     with extra_needed("gguf"):
@@ -72,6 +72,8 @@ def _judge(
     against = stored.Baseline.read(stored.baseline_path(baseline), results.host) if baseline else None
     verdict = judge_results(results, budgets, against)
     _write(verdict, results, as_json=as_json, **outputs)
+    if results.failure:
+        raise ArtifactError(f"{target}: not a complete measurement ({results.failure}); run edgeft bench again")
     if not verdict.passed:
         failed = sum(not row.ok for row in verdict.rows)
         raise GateFailed(f"{failed} of {len(verdict.rows)} budgets are not met")

@@ -95,6 +95,11 @@ def bench(*words: str) -> int:
         ("tiny.gguf", ["--synthetic", "8:4", "--cpus", "90000"], 2, "may not use core 90000"),
         ("tiny.gguf", ["--synthetic", "8:4", "--backend", "tpu"], 2, "backend tpu: there is no such one"),
         ("tiny.gguf", ["--synthetic", "200:64", "--n-ctx", "64"], 2, "do not fit a context of 64"),
+        ("tiny.gguf", ["--synthetic", "8:4", "--save-baseline", "a/b"], 2, "'a/b': not a name for a baseline"),
+        ("tiny.gguf", ["--synthetic", "8:4", "--json-schema", "no.json"], 2, "--json-schema no.json: cannot be read"),
+        ("tiny.gguf", ["--synthetic", "8:4", "--against", "no.json"], 1, "no.json: cannot be read (No such file"),
+        ("tiny.gguf", ["--synthetic", "8:4", "--metric", "ece", "--metric", "bleu"], 2, "unknown metric bleu"),
+        ("tiny.gguf", ["--synthetic", "8:4", "--metric", "json_schema_valid"], 2, "needs bench.json_schema"),
         ("cut.gguf", ["--synthetic", "8:4"], 1, "cut.gguf: damaged or incomplete GGUF file"),
         ("other.gguf", ["--synthetic", "8:4"], 1, "other.gguf: "),
         ("safe.gguf", ["--synthetic", "8:4"], 1, "safe.gguf: not a GGUF file"),
@@ -121,3 +126,55 @@ def test_speed_alone_of_synthetic_lengths(file: Path, tmp_path: Path, capsys: py
     ]
     assert content["latency"]["host"]["setup"]["cpus"] == [0]
     assert (content["complete"], content["accuracy"]["scores"]) == (True, [])
+
+
+def test_accuracy_by_slice_a_baseline_and_answers_in_pairs(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, schema, out, second = (tmp_path / name for name in ("d.jsonl", "s.json", "out.json", "second.json"))
+    data.write_text("".join(f"{json.dumps(chat(i) | {'room': 'hall' if i % 2 else 'den'})}\n" for i in range(4)))
+    schema.write_text('{"type": "object"}')
+    words = [str(file), "--data", str(data), "--prompts", "1", "--n-gen", "2", "--max-new-tokens", "4"]
+    words += ["--metric", "exact_match", "--metric", "json_schema_valid", "--json-schema", str(schema)]
+    saved = tmp_path / "base.json"
+    assert bench(*words, "--slice-by", "room", "--out", str(out), "--save-baseline", str(saved)) == 0
+    assert f"baseline saved: {saved}" in capsys.readouterr().err
+    content = json.loads(out.read_text())
+    (stored,) = json.loads(saved.read_text())["hosts"].values()
+    assert stored["metrics"] == content["metrics"]
+    tables = content["accuracy"]["slices"]
+    assert [(table["metric"], [row["value"] for row in table["rows"]]) for table in tables] == [
+        ("exact_match", ["den", "hall"]),
+        ("json_schema_valid", ["den", "hall"]),
+    ]
+    assert bench(*words, "--against", str(out), "--out", str(second)) == 0
+    against = json.loads(second.read_text())["against"]
+    assert against["what"] == str(out)
+    assert [(row["metric"], row["n"], row["p"]) for row in against["rows"]] == [
+        ("exact_match", 4, 1.0),
+        ("json_schema_valid", 4, 1.0),
+    ]
+    assert bench(*words, "--against", str(out), "--limit", "3") == 2
+    assert "answers to other examples" in capsys.readouterr().err
+
+
+def chat(place: int) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"turn on the light {place}"},
+            {"role": "assistant", "content": '{"tool": null}'},
+        ]
+    }
+
+
+def test_the_gate_refuses_what_was_not_measured_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"file": "m.gguf", "complete": False, "failure": "killed by SIGSEGV", "metrics": {"size_bytes": 1.0}}
+    (tmp_path / "bench.json").write_text(json.dumps(content))
+    words = ["gate", str(tmp_path), "--budget", "size_bytes <= 8MB", "--junit", str(tmp_path / "junit.xml")]
+    for extra in ([], ["--save-baseline", str(tmp_path / "base.json")]):
+        with pytest.raises(SystemExit) as ended:
+            main((*words, *extra))
+        assert ended.value.code == 1
+        assert "not a complete measurement (killed by SIGSEGV); run edgeft bench again" in capsys.readouterr().err
+    assert "the run died midway: killed by SIGSEGV" in (tmp_path / "junit.xml").read_text()
+    assert not (tmp_path / "base.json").exists()

@@ -1,13 +1,16 @@
 """Shares and pairs against the worked examples of the papers, and scipy."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
-from edgeft.bench.paired import pair, pair_accuracies, same_examples
+from edgeft.bench.paired import pair, pair_accuracies, read_accuracy, same_examples
 from edgeft.bench.scores import share_score
 from edgeft.bench.shares import difference_interval, mcnemar_p, paired_interval, wilson_interval
+from edgeft.errors import ArtifactError
 
 # R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
 # methods", Statistics in Medicine 17 (1998) 873-890, table II, method 10.
@@ -83,3 +86,41 @@ def test_accuracies_pair_on_the_same_examples_only() -> None:
     assert pair_accuracies(one, accuracy(1, 0, 0, digest="cd")) == []
     assert pair_accuracies(one, accuracy(1, 0, 0, metric="json_valid")) == []
     assert not same_examples({}, {})
+
+
+def test_earlier_answers_are_read_from_every_file_that_has_them(tmp_path: Path) -> None:
+    one, path = accuracy(1, 1, 0), tmp_path / "bench.json"
+    path.write_text(json.dumps({"accuracy": one}))
+    assert pair_accuracies(one, read_accuracy(path))[0].both == 2
+    path.write_text(json.dumps({"forms": [accuracy(0, 0, 0) | {"form": "classical"}, one | {"form": "merged"}]}))
+    assert pair_accuracies(one, read_accuracy(path))[0].both == 2
+    rows = [{"reference": str(i), "outcomes": {"exact_match": i % 2, "rouge_l": 0.5}} for i in range(3)]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    earlier = read_accuracy(tmp_path / "predictions.jsonl")
+    (found,) = pair_accuracies(one | {"references": ["0", "1", "2"]}, earlier)
+    assert (found.both, found.only_a, found.neither) == (1, 1, 1)
+    assert pair_accuracies(one | {"references": ["0", "1", "3"]}, earlier) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "oops"),
+        ("a.json", "{}"),
+        ("a.json", "[]"),
+        ("a.json", '{"accuracy": {"scores": []}}'),
+        ("a.json", '{"forms": [{"form": "classical", "scores": [1]}]}'),
+        ("a.jsonl", ""),
+        ("a.jsonl", '{"reference": "a"}'),
+        ("a.jsonl", "3"),
+    ],
+)
+def test_a_file_without_answers(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ArtifactError, match=f"{name}: no answers in it; give a bench.json"):
+        read_accuracy(tmp_path / name)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no.json: cannot be read \(No such file"):
+        read_accuracy(tmp_path / "no.json")

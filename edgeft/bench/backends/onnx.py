@@ -4,6 +4,7 @@ from pathlib import Path
 
 from edgeft.bench.backends import Runner, Setup
 from edgeft.bench.roofline import Work
+from edgeft.runtime.onnx_file import holds_onnx
 
 BY_NAME_ONLY = False
 DISTRIBUTIONS = ("onnxruntime",)
@@ -11,7 +12,7 @@ DISTRIBUTIONS = ("onnxruntime",)
 
 def accepts(path: Path) -> bool:
     """An .onnx file, or a folder that holds one, itself or in `onnx/`."""
-    return path.suffix == ".onnx" if path.is_file() else any((*path.glob("*.onnx"), *path.glob("onnx/*.onnx")))
+    return holds_onnx(path)
 
 
 def open_model(path: Path, setup: Setup) -> Runner:
