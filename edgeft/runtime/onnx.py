@@ -14,7 +14,8 @@ import onnxruntime
 from edgeft.errors import ModelError, RuntimeFault
 from edgeft.runtime.base import SCORE_FLOATS, TextModel
 from edgeft.runtime.onnx_decoder import open_decoder
-from edgeft.runtime.onnx_session import find_file, open_session
+from edgeft.runtime.onnx_file import find_file
+from edgeft.runtime.onnx_session import open_session
 from edgeft.runtime.onnx_vocabulary import OnnxVocabulary
 
 N_BATCH = 512

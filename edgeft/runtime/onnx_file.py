@@ -11,6 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeft.errors import ModelError
 
+NAMES = ("model.onnx", "decoder_model_merged.onnx", "onnx/model.onnx")
+"""Tried in this order before any other .onnx file of a folder (edgeft's and optimum's names, transformers.js')."""
+SUFFIX = ".onnx"
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 16
 """Graphs inside attributes inside graphs."""
@@ -76,6 +80,30 @@ class OnnxFile:
     def consumers(self, value: str) -> set[str]:
         """Operators of the main graph that take `value`."""
         return {node.op for node in self.nodes if value in node.inputs}
+
+
+def holds_onnx(path: Path) -> bool:
+    """Whether `path` is an ONNX file, or a folder with one in it or in its `onnx/`."""
+    return path.suffix == SUFFIX if path.is_file() else any((*path.glob("*.onnx"), *path.glob("onnx/*.onnx")))
+
+
+def find_file(path: Path) -> tuple[Path, Path]:
+    """The ONNX file of `path`, itself or in that folder, and the folder with its tokenizer and configuration.
+
+    Raises ModelError when there is none, or when there are several and none has a usual name.
+    """
+    if path.is_file():
+        above = path.parent.parent
+        inside = path.parent.name == "onnx" and (above / "tokenizer.json").is_file()
+        return path, above if inside else path.parent
+    files = sorted([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")])
+    usual = [path / name for name in NAMES if path / name in files]
+    if not files:
+        raise ModelError(f"{path}: no .onnx file in this folder; export the model first (edgeft export)")
+    if not usual and len(files) > 1:
+        found = ", ".join(str(file.relative_to(path)) for file in files)
+        raise ModelError(f"{path}: several models ({found}); give the path of one of them")
+    return (usual or files)[0], path
 
 
 def check_onnx(path: Path) -> OnnxFile:

@@ -1,4 +1,4 @@
-"""Opening an ONNX file in onnxruntime: which file of a folder, which providers, how many threads."""
+"""Opening an ONNX file in onnxruntime: which providers, how many threads."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import onnxruntime
 
-from edgeft.errors import ModelError, RuntimeFault, UsageError
+from edgeft.errors import RuntimeFault, UsageError
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx
 
 CPU = "CPUExecutionProvider"
@@ -15,27 +15,6 @@ DEVICES = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "cuda", "Dm
 """Where a provider wants keys and values to stay; all others take them from ordinary memory."""
 BYTES_PER_THREAD = 20_000_000
 """Smallest share of the weights worth a thread of its own: threads wait for each other after every operator."""
-NAMES = ("model.onnx", "decoder_model_merged.onnx", "onnx/model.onnx")
-"""Tried in this order before any other .onnx file of a folder (edgeft's and optimum's names, transformers.js')."""
-
-
-def find_file(path: Path) -> tuple[Path, Path]:
-    """The ONNX file of `path`, itself or in that folder, and the folder with its tokenizer and configuration.
-
-    Raises ModelError when there is none, or when there are several and none has a usual name.
-    """
-    if path.is_file():
-        above = path.parent.parent
-        inside = path.parent.name == "onnx" and (above / "tokenizer.json").is_file()
-        return path, above if inside else path.parent
-    files = sorted([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")])
-    usual = [path / name for name in NAMES if path / name in files]
-    if not files:
-        raise ModelError(f"{path}: no .onnx file in this folder; export the model first (edgeft export)")
-    if not usual and len(files) > 1:
-        found = ", ".join(str(file.relative_to(path)) for file in files)
-        raise ModelError(f"{path}: several models ({found}); give the path of one of them")
-    return (usual or files)[0], path
 
 
 def choose_providers(wanted: Sequence[str]) -> list[str]:

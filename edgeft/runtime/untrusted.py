@@ -1,9 +1,9 @@
 """Try a model file of unknown origin in a child process: what crashes or hangs the runtime takes only the child.
 
-The header check of `edgeft.runtime.header` knows the values that llama.cpp does not survive; this is for those it
-does not know. The child loads the file, renders its chat template, runs a prompt and generates a few tokens, within
-a time and a memory limit. As a program (`python -m edgeft.runtime.untrusted`) this module is that child: an order
-(JSON) on stdin, one JSON object on stdout.
+The checks of `edgeft.runtime.header` and `onnx_file` know what llama.cpp and onnxruntime do not survive or must not
+open; this is for what they do not know. The child loads the file, renders its chat template, runs a prompt and
+generates a few tokens, within a time and a memory limit. As a program (`python -m edgeft.runtime.untrusted`) this
+module is that child: an order (JSON) on stdin, one JSON object on stdout.
 """
 
 import json
@@ -21,6 +21,7 @@ from edgeft import errors
 from edgeft.errors import EdgeftError, RuntimeFault
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.loading import load
+from edgeft.runtime.onnx_file import check_onnx, find_file, holds_onnx
 
 if TYPE_CHECKING:
     from edgeft.runtime.model import Model
@@ -46,15 +47,15 @@ class Probe:
 
 
 def probe(path: Path, *, timeout_s: float = TIMEOUT_S, command: Sequence[str] = CHILD) -> Probe:
-    """Load the model file `path` and decode a few tokens, in a child process of at most `timeout_s` seconds.
+    """Load the model `path` and decode a few tokens, in a child process of at most `timeout_s` seconds.
 
     Raises ModelError when the header is refused (no child is started), RuntimeFault when the runtime refuses the
     file, is killed by a signal, takes too long, wants too much memory, or computes logits that are not finite or all
     the same.
     `command` is the child to run; tests give one that misbehaves.
     """
-    header = check_gguf(path)
-    order = {"path": str(path), "memory_bytes": 3 * header.n_bytes + MEMORY_BASE_BYTES}
+    n_bytes = check_onnx(find_file(path)[0]).weight_bytes if holds_onnx(path) else check_gguf(path).n_bytes
+    order = {"path": str(path), "memory_bytes": 3 * n_bytes + MEMORY_BASE_BYTES}
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # on an abort ggml would start a debugger
     try:
         done = subprocess.run(

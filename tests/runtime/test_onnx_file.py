@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeft.errors import ModelError, RuntimeFault
 from edgeft.runtime import load
-from edgeft.runtime.onnx_file import MAX_DEPTH, check_onnx
+from edgeft.runtime.onnx_file import MAX_DEPTH, check_onnx, find_file, holds_onnx
 from tests.onnx_graphs import write_decoder
 
 
@@ -175,3 +175,37 @@ def test_graphs_that_are_no_decoder(
     onnx.save(model, path)
     with pytest.raises(ModelError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "found", "folder"),
+    [
+        (["model.onnx"], ".", "model.onnx", "."),
+        (["model_q4.onnx"], ".", "model_q4.onnx", "."),
+        (["model_q4.onnx", "model.onnx"], ".", "model.onnx", "."),
+        (["onnx/model.onnx", "onnx/model_q4.onnx", "tokenizer.json"], ".", "onnx/model.onnx", "."),
+        (["onnx/model.onnx", "onnx/model_q4.onnx", "tokenizer.json"], "onnx/model_q4.onnx", "onnx/model_q4.onnx", "."),
+        (["onnx/model_q4.onnx", "onnx/tokenizer.json"], "onnx/model_q4.onnx", "onnx/model_q4.onnx", "onnx"),
+        (["decoder_model_merged.onnx", "decoder_model.onnx"], ".", "decoder_model_merged.onnx", "."),
+    ],
+)
+def test_the_file_of_a_folder(tmp_path: Path, files: list[str], given: str, found: str, folder: str) -> None:
+    touch(tmp_path, files)
+    assert holds_onnx(tmp_path / given)
+    assert find_file(tmp_path / given) == (tmp_path / found, tmp_path / folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(["config.json"], "no .onnx file"), (["a.onnx", "onnx/b.onnx"], r"several models \(a.onnx, onnx/b.onnx\)")],
+)
+def test_no_file_of_a_folder(tmp_path: Path, files: list[str], message: str) -> None:
+    touch(tmp_path, files)
+    with pytest.raises(ModelError, match=message):
+        find_file(tmp_path)
+
+
+def touch(folder: Path, files: list[str]) -> None:
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()

@@ -9,6 +9,7 @@ from edgeft.errors import EdgeftError, ModelError, RuntimeFault
 from edgeft.runtime.gguf_format import read_header
 from edgeft.runtime.untrusted import N_GENERATED, death, probe
 from tests.mutated_gguf import chosen
+from tests.onnx_graphs import write_decoder
 
 
 def child(code: str) -> tuple[str, ...]:
@@ -69,3 +70,12 @@ def test_mutants_end_in_an_answer_or_an_error(model_file: Path, tmp_path: Path) 
             assert "killed" not in str(error), name  # noqa: PT017
             ended.add(type(error))
     assert ended >= {ModelError}
+
+
+def test_an_onnx_folder(model_folder: Path, tmp_path: Path) -> None:
+    folder = write_decoder(model_folder, tmp_path / "onnx", data_file="weights.bin")
+    found = probe(folder)
+    assert (found.n_vocab, found.n_generated, found.template_error) == (384, N_GENERATED, None)
+    (folder / "weights.bin").write_bytes((folder / "weights.bin").read_bytes()[:-1])
+    with pytest.raises(ModelError, match="incomplete"):
+        probe(folder)
