@@ -35,7 +35,7 @@ def lay_out(folder: ModelFolder, checkpoint: Checkpoint, architecture: Architect
     tensors that config.json promises.
     """
     architecture = architecture or architecture_of(folder.config, folder.path)
-    config = _config(folder.config, architecture)
+    config = full_config(folder.config, architecture)
     hyperparameters = architecture.hyperparameters(config) | architecture.other_files(folder.path)
     rules = tuple(architecture.tensors(config))
     checkpoint = replace(checkpoint, tensors=_renamed(checkpoint, architecture))
@@ -53,7 +53,8 @@ def _full(key: str, architecture: Architecture) -> str:
     return key if key.startswith("tokenizer.") else f"{architecture.name}.{key}"
 
 
-def _config(config: Config, architecture: Architecture) -> Config:
+def full_config(config: Config, architecture: Architecture) -> Config:
+    """The text model's part of config.json, with the architecture's defaults filled in."""
     # Of the same class as `config`, which refuses an absent key in words a user can act on.
     filled = type(config)(config if architecture.section is None else config[architecture.section])
     for key, value in architecture.defaults.items():

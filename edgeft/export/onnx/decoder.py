@@ -1,0 +1,222 @@
+"""The graph of a decoder: prompt and decoding in one, with keys and values extended in place.
+
+Names of inputs and outputs are those of optimum, onnxruntime-genai and transformers.js. The value
+`layers.<i>.hidden` is what layer i hands on, transformers' `hidden_states[i + 1]` (but for the last, which it norms).
+
+Shapes: B sequences, S tokens of this run, W width, H heads, D width of a head.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeft.export.gguf.architectures import TensorRule
+from edgeft.export.onnx.architectures.base import Decoder
+from edgeft.export.onnx.data_file import Target
+from edgeft.export.onnx.graph import Graph
+from edgeft.export.onnx.matrices import Matrices
+from edgeft.export.onnx.rotary import Rotary
+from edgeft.export.onnx.sequence import Sequence, sequence, window_bias
+from edgeft.export.onnx.settings import OnnxSettings
+
+POSITIONS = "position_embd.weight"
+
+
+def build_decoder(
+    graph: Graph, decoder: Decoder, rules: Mapping[str, TensorRule], settings: OnnxSettings
+) -> list[Target]:
+    """Build the graph of `decoder` with the tensors `rules` (by GGUF name); returns what fills its data file."""
+    builder = _Builder(graph, decoder, rules, settings)
+    builder.build()
+    return builder.matrices.targets
+
+
+class _Builder:
+    def __init__(self, graph: Graph, decoder: Decoder, rules: Mapping[str, TensorRule], settings: OnnxSettings) -> None:
+        self.graph, self.decoder, self.rules = graph, decoder, rules
+        self.matrices = Matrices(graph, rules, settings)
+        self.kind = self.matrices.kind
+        self.number = np.float16 if settings.half else np.float32
+        self.sum = ""
+        """What the layers so far have made; `added` is still to be added to it."""
+        self.added = ""
+
+    def build(self) -> None:
+        graph, decoder = self.graph, self.decoder
+        self.places: Sequence = sequence(graph)
+        self.rotary = Rotary(graph, decoder, self.places, self.kind)
+        self.windows = {
+            window: window_bias(graph, self.places, window, self.kind)
+            for window in sorted({layer.window for layer in decoder.layers if layer.window})
+        }
+        self.sum = self._embed()
+        for number in range(len(decoder.layers)):
+            self._attention(number)
+            self._feed_forward(number)
+        states = self._normed("output_norm", f"layers.{len(decoder.layers) - 1}.hidden")
+        kept = graph.node("GatherND", [states, self.places.back], "kept", batch_dims=1)
+        self._logits(kept)
+
+    def _embed(self) -> str:
+        states = self.matrices.embed(self.places.ids, "embedding")
+        if POSITIONS in self.rules:
+            table = self.matrices.floats(POSITIONS)
+            positions = self.graph.node("Gather", [table, self.places.positions], "positions")
+            states = self.graph.node("Add", [states, positions], "embedding.positions")
+        return self._scaled(states, self.decoder.embedding_scale, "embedding.scaled")
+
+    def _attention(self, layer: int) -> None:
+        block, name = f"blk.{layer}", f"layers.{layer}.attention"
+        before = f"layers.{layer - 1}.hidden" if layer else "embedding.hidden"
+        states = self._pre_normed(f"{block}.attn_norm", before)
+        past, present = self._cache(layer)
+        query, key, value = self._projected(states, layer)
+        seen = self.decoder.layers[layer]
+        inputs = [query, key, value, *past, self.places.last, self.places.total]
+        if seen.window:
+            inputs += ["", "", "", self.windows[seen.window]]
+        attributes: dict[str, Any] = {"softcap": self.decoder.attention_cap} if self.decoder.attention_cap else {}
+        states = self.graph.node(
+            "GroupQueryAttention",
+            inputs,
+            name,
+            outputs=[f"{name}.output", *present],
+            num_heads=self.decoder.n_heads,
+            kv_num_heads=self.decoder.n_kv_heads,
+            scale=self.decoder.attention_scale or 1 / math.sqrt(self.decoder.head_dim),
+            **attributes,
+        )
+        states = self._inner_normed(f"{block}.attn_sub_norm", states)
+        states = self.matrices.multiply(states, [f"{block}.attn_output"], f"{name}.projected")
+        self._add(states, f"{block}.post_attention_norm", name)
+
+    def _projected(self, states: str, layer: int) -> tuple[str, str, str]:
+        """Queries (B, S, H D), keys and values, normed and rotated."""
+        name, decoder = f"layers.{layer}.attention", self.decoder
+        parts = [f"blk.{layer}.attn_{part}" for part in "qkv"]
+        heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)
+        fused = [f"blk.{layer}.attn_qkv"]
+        if f"{fused[0]}.weight" in self.rules or self.matrices.same_grid(parts):
+            names = fused if f"{fused[0]}.weight" in self.rules else parts
+            together = self.matrices.multiply(states, names, f"{name}.qkv")
+            query, key, value = self._split(together, [n * decoder.head_dim for n in heads], f"{name}.split")
+        else:
+            query, key, value = (self.matrices.multiply(states, [part], f"{name}.{part[-1]}") for part in parts)
+        query = self._head_normed(f"{parts[0]}_norm", query, heads[0], f"{name}.q")
+        key = self._head_normed(f"{parts[1]}_norm", key, heads[1], f"{name}.k")
+        rope = decoder.layers[layer].rope
+        if rope is not None:
+            query = self.rotary.rotate(rope, query, heads[0], f"{name}.q")
+            key = self.rotary.rotate(rope, key, heads[1], f"{name}.k")
+        return query, key, value
+
+    def _cache(self, layer: int) -> tuple[list[str], list[str]]:
+        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        present = [f"present.{layer}.{part}" for part in ("key", "value")]
+        n_heads, head_dim = self.decoder.n_kv_heads, self.decoder.head_dim
+        for taken, given in zip(past, present, strict=True):
+            self.graph.input(taken, self.kind, ["batch_size", n_heads, "past_sequence_length", head_dim])
+            self.graph.output(given, self.kind, ["batch_size", n_heads, "total_sequence_length", head_dim])
+        return past, present
+
+    def _feed_forward(self, layer: int) -> None:
+        block, name = f"blk.{layer}", f"layers.{layer}.mlp"
+        states = self._pre_normed(f"{block}.ffn_norm", f"layers.{layer}.attention.hidden")
+        gate, up = f"{block}.ffn_gate", f"{block}.ffn_up"
+        inner = self.rules[f"{block}.ffn_down.weight"].shape[1]
+        fused = self.rules[f"{up}.weight"].shape[0] == 2 * inner
+        if fused or f"{gate}.weight" in self.rules:
+            if fused or self.matrices.same_grid([gate, up]):
+                together = self.matrices.multiply(states, [up] if fused else [gate, up], f"{name}.gate_up")
+                gated, states = self._split(together, [inner, inner], f"{name}.split")
+            else:
+                gated = self.matrices.multiply(states, [gate], f"{name}.gate")
+                states = self.matrices.multiply(states, [up], f"{name}.up")
+            states = self.graph.node("Mul", [self._activated(gated, f"{name}.act"), states], f"{name}.gated")
+        else:
+            states = self._activated(self.matrices.multiply(states, [up], f"{name}.up"), f"{name}.act")
+        states = self._inner_normed(f"{block}.ffn_sub_norm", states)
+        states = self.matrices.multiply(states, [f"{block}.ffn_down"], f"{name}.projected")
+        self._add(states, f"{block}.post_ffw_norm", name)
+
+    def _activated(self, states: str, node: str) -> str:
+        kind = self.decoder.activation
+        if kind == "silu":
+            return self.graph.node("QuickGelu", [states], node, alpha=1.0)
+        if kind.startswith("gelu"):
+            return self.graph.node("Gelu", [states], node, approximate="tanh" if kind == "gelu_tanh" else "none")
+        states = self.graph.node("Relu", [states], node)
+        return states if kind == "relu" else self.graph.node("Mul", [states, states], f"{node}.squared")
+
+    def _logits(self, states: str) -> None:
+        scale, cap = self.decoder.logit_scale, self.decoder.logit_cap
+        logits = self._scaled(self.matrices.head(states, "head"), scale, "head.scaled")
+        if cap:
+            logits = self._scaled(logits, 1 / cap, "head.divided")
+            logits = self._scaled(self.graph.node("Tanh", [logits], "head.tanh"), cap, "head.capped")
+        self.graph.rename(logits, "logits")
+        self.graph.output("logits", self.kind, ["batch_size", "num_logits", self.decoder.n_vocab])
+
+    def _add(self, states: str, norm: str, name: str) -> None:
+        """What a block made is to be added to the sum, normed before that where the model has such a norm."""
+        if f"{norm}.weight" in self.rules:
+            states = self._norm(norm, states, f"{name}.normed")
+        self.added = self._scaled(states, self.decoder.residual_scale, f"{name}.scaled")
+
+    def _pre_normed(self, norm: str, hidden: str) -> str:
+        """What a block takes; the sum up to here gets the name `hidden`."""
+        if f"{norm}.weight" in self.rules:
+            return self._normed(norm, hidden)
+        if self.added:
+            self.sum = self.graph.node("Add", [self.sum, self.added], hidden, outputs=[hidden])
+            self.added = ""
+        return self.sum
+
+    def _normed(self, norm: str, hidden: str) -> str:
+        """The sum with what is to be added, called `hidden`; normed."""
+        if not self.added:
+            return self._norm(norm, self.sum, norm)
+        op = "SkipSimplifiedLayerNormalization" if self.decoder.norm == "rms" else "SkipLayerNormalization"
+        outputs = [f"{norm}.output", "", "", hidden]
+        inputs = [self.sum, self.added, *self._norm_weights(norm)]
+        states = self.graph.node(op, inputs, norm, outputs=outputs, epsilon=self.decoder.epsilon)
+        self.sum, self.added = hidden, ""
+        return states
+
+    def _norm(self, norm: str, states: str, node: str) -> str:
+        op = "SimplifiedLayerNormalization" if self.decoder.norm == "rms" else "LayerNormalization"
+        inputs = [states, *self._norm_weights(norm)]
+        return self.graph.node(op, inputs, node, epsilon=self.decoder.epsilon, axis=-1)
+
+    def _norm_weights(self, norm: str) -> list[str]:
+        parts = ("weight", "bias") if self.decoder.norm == "layer" else ("weight",)
+        return [self.matrices.floats(f"{norm}.{part}") for part in parts]
+
+    def _inner_normed(self, norm: str, states: str) -> str:
+        return self._norm(norm, states, norm) if f"{norm}.weight" in self.rules else states
+
+    def _head_normed(self, norm: str, states: str, n_heads: int, name: str) -> str:
+        """Every head normed by itself, or all together, as the shape of the weight says; unchanged without one."""
+        rule = self.rules.get(f"{norm}.weight")
+        if rule is None:
+            return states
+        if rule.shape[0] != self.decoder.head_dim or n_heads == 1:
+            return self._norm(norm, states, norm)
+        head_dim, node, constant = self.decoder.head_dim, self.graph.node, self.graph.constant
+        heads = constant(f"heads_{n_heads}", np.array([0, 0, n_heads, head_dim]))
+        flat = constant(f"flat_{n_heads}", np.array([0, 0, n_heads * head_dim]))
+        normed = self._norm(norm, node("Reshape", [states, heads], f"{name}.heads"), norm)
+        return node("Reshape", [normed, flat], f"{name}.flat")
+
+    def _split(self, states: str, sizes: list[int], node: str) -> list[str]:
+        lengths = self.graph.constant("split_" + "_".join(map(str, sizes)), np.array(sizes))
+        outputs = [f"{node}.{number}" for number in range(len(sizes))]
+        self.graph.node("Split", [states, lengths], node, outputs=outputs, axis=-1)
+        return outputs
+
+    def _scaled(self, states: str, factor: float, node: str) -> str:
+        if factor == 1.0:
+            return states
+        return self.graph.node("Mul", [states, self.graph.constant(f"{node}.factor", self.number(factor))], node)

@@ -1,0 +1,94 @@
+"""The files around a graph, as the loaders of optimum, onnxruntime-genai and transformers.js want them."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.artifact import write_atomic
+from edgeft.export.folder import ModelFolder
+from edgeft.export.onnx.architectures.base import Decoder
+from edgeft.export.onnx.settings import OnnxSettings
+
+COPIED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int4": "_q4"}
+"""transformers.js' file names (`src/utils/dtypes.js`); int4 in float16 is `_q4f16`."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where graph and weights go, relative to the folder."""
+
+    graph: str
+    data: str
+
+
+def files_of(settings: OnnxSettings) -> Files:
+    """`model.onnx` and `model.onnx.data`, or transformers.js' `onnx/model_q4.onnx` and `onnx/model_q4.onnx_data`."""
+    if settings.layout != "transformers.js":
+        return Files("model.onnx", "model.onnx.data")
+    half = "f16" if settings.half and settings.dtype != "fp16" else ""
+    stem = f"onnx/model{SUFFIXES[settings.dtype]}{half}.onnx"
+    return Files(stem, f"{stem}_data")
+
+
+def write_surroundings(folder: ModelFolder, out: Path, decoder: Decoder, settings: OnnxSettings) -> None:
+    """Copy tokenizer and configuration into `out`; add what the layout wants of its own."""
+    for name in COPIED:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, out / name)
+    if settings.layout == "transformers.js":
+        name = Path(files_of(settings).graph).name
+        config = {**folder.config, "transformers.js_config": {"use_external_data_format": {name: 1}}}
+        _write_json(out / "config.json", config)
+    elif settings.layout == "genai":
+        _write_json(out / "genai_config.json", genai_config(folder, decoder))
+
+
+def genai_config(folder: ModelFolder, decoder: Decoder) -> dict[str, Any]:
+    """onnxruntime-genai's description of the graph (https://onnxruntime.ai/docs/genai/reference/config.html)."""
+    config = folder.config.get("text_config") or folder.config
+    ids = {token: _token_id(folder, token) for token in ("bos", "eos")}
+    end = ids["eos"][0] if isinstance(ids["eos"], list) else ids["eos"]
+    pad = _token_id(folder, "pad")
+    heads = {
+        "head_size": decoder.head_dim,
+        "hidden_size": decoder.width,
+        "num_attention_heads": decoder.n_heads,
+        "num_hidden_layers": len(decoder.layers),
+        "num_key_value_heads": decoder.n_kv_heads,
+    }
+    names = {part: part for part in ("input_ids", "attention_mask", "position_ids")}
+    inputs = names | {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
+    outputs = {"logits": "logits"} | {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
+    session = {"log_id": "onnxruntime-genai", "provider_options": []}
+    graph = {"session_options": session, "filename": "model.onnx", **heads, "inputs": inputs, "outputs": outputs}
+    tokens = {f"{token}_token_id": value for token, value in ids.items() if value is not None}
+    return {
+        "model": {
+            "type": config["model_type"],
+            "vocab_size": decoder.n_vocab,
+            "context_length": decoder.n_context,
+            "pad_token_id": pad if pad is not None else end,
+            **tokens,
+            "decoder": graph,
+        },
+        "search": {"do_sample": False, "max_length": decoder.n_context, "past_present_share_buffer": True},
+    }
+
+
+def _token_id(folder: ModelFolder, token: str) -> Any:
+    """As the generation's configuration says, or the model's, or the tokenizer's."""
+    key = f"{token}_token_id"
+    for content in (folder.generation_config, folder.config):
+        if content.get(key) is not None:
+            return content[key]
+    return folder.special_id(token)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
