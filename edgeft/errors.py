@@ -17,7 +17,8 @@ cause is one of these; anything else that escapes is a bug of ours and stays a t
     │   └── ContextOverflow  exit 1  a prompt is longer than the context
     ├── DataRejected     exit 3   data was read and found faulty
     └── GateFailed       exit 3   a budget is not met
-        └── ParityFailed exit 3   an exported form is not the model that was trained
+        ├── ParityFailed exit 3   an exported form is not the model that was trained
+        └── NotReproduced exit 3  a run made again gave other bytes
 """
 
 from typing import Any
@@ -93,3 +94,7 @@ class GateFailed(EdgeftError):
 
 class ParityFailed(GateFailed):
     """An exported form of the model is not the model that was trained."""
+
+
+class NotReproduced(GateFailed):
+    """A run made again gave other bytes than the first time."""

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
-    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant",
+    "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "export": (
         {"artifact", "console", "errors", "quant", "runtime"},
-        {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
+        {"numpy", "gguf", "llama_cpp", "onnx", "onnxruntime", "tokenizers"},
     ),
     "parity": ({"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH),
     "stages": (
@@ -64,6 +64,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
+    "bundle": (
+        {"artifact", "console", "errors", "extras", "pipeline", "plan", "recipe", "recipe_reader", "report", "runtime",
+         "store"},
+        {"cryptography"},
+    ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),
 }  # fmt: skip
 PARTS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})

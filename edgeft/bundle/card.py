@@ -1,0 +1,137 @@
+"""The model card of a bundle, filled from what the run measured.
+
+The head is the YAML that model hubs read (https://huggingface.co/docs/hub/model-cards). Numbers are the report's,
+with their intervals; what was not measured is said, not left out.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgeft.bundle.contents import Extras, base_licence, generation_defaults, shipped_entry
+from edgeft.bundle.run import Run
+from edgeft.report.markdown import to_markdown
+from edgeft.report.numbers import count, size
+
+LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
+
+
+def model_card(run: Run, extras: Extras) -> str:
+    """The card as Markdown. A run without a report gives a card without numbers, which says so."""
+    report = run.json("report", "report.json") or {}
+    entry = shipped_entry(run, extras.file)
+    sections = [
+        _head(run, extras, entry),
+        f"# {run.name}",
+        _what(run, entry),
+        "## Use",
+        _use(run, entry),
+        "## Limits",
+        _bullets(limits(run, report, entry)),
+        "## Licence",
+        _licence(run, extras),
+        "## Energy",
+        energy(run),
+    ]
+    if report:
+        sections.append(to_markdown(report).partition("\n\n")[2].rstrip())
+    return "\n\n".join(sections) + "\n"
+
+
+def limits(run: Run, report: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers do not say, one sentence each."""
+    values, bench = run.values, run.json("bench", "bench.json")
+    if not bench:
+        yield "Its accuracy and speed were not measured."
+    elif bench["file"] != entry["file"]:
+        yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file in this bundle."
+    else:
+        n = bench["accuracy"]["n"]
+        yield (
+            f"Accuracy is that on {count(n)} test examples from where its training data came from; other uses, "
+            "languages and ways of asking were not measured."
+        )
+    metrics = {score["metric"] for score in (bench or {}).get("accuracy", {}).get("scores", [])}
+    if "out_of_scope_recall" not in metrics:
+        yield "How it answers what it was not trained for was not measured; it may answer wrongly and sound sure."
+    yield "Bias, safety and leaking of training data were not measured."
+    if values.get("data.max_length"):
+        yield f"It was trained on conversations of at most {count(values['data.max_length'])} tokens."
+    if values.get("bench.n_ctx"):
+        yield f"It was measured with a context of {count(values['bench.n_ctx'])} tokens."
+    verdict = report.get("verdict")
+    if verdict and not verdict["passed"]:
+        yield "IT MISSED BUDGETS OF ITS RECIPE; see Verdict."
+
+
+def energy(run: Run) -> str:
+    """Energy of an answer, or why it was not counted."""
+    bench = run.json("bench", "bench.json") or {}
+    counted = (bench.get("latency") or {}).get("energy") or {}
+    joules = (bench.get("metrics") or {}).get("energy_j_per_token")
+    if joules:
+        return f"{joules:.3g} J for a token, prompts included ({', '.join(counted.get('sources', []))})."
+    return f"Not counted: {counted.get('absent') or 'it was not measured'}."
+
+
+def _head(run: Run, extras: Extras, entry: Mapping[str, Any]) -> str:
+    """YAML in which every value is a JSON string, which YAML reads as it is."""
+    base = str((run.json(run.model.stage, "provenance.json") or {}).get("base", "unknown"))
+    rows = {
+        "license": (extras.license or base_licence(run) or "other").lower(),
+        "base_model": base.rstrip("/").rsplit("/", 1)[-1] if base.startswith(("/", ".", "$")) else base,
+        "library_name": LIBRARIES.get(entry["format"], entry["format"]),
+        "pipeline_tag": _task(run),
+    }
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in rows.items()), "tags: [edgeft]", "---"])
+
+
+def _task(run: Run) -> str:
+    config = run.json(run.model.stage, "config.json") or {}
+    classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    return "text-classification" if classifier else "text-generation"
+
+
+def _what(run: Run, entry: Mapping[str, Any]) -> str:
+    config = run.json(run.model.stage, "config.json") or {}
+    kind = entry.get("ftype") or entry.get("name") or entry["format"]
+    return (
+        f"A {config.get('model_type', 'transformer')} model fine-tuned with edgeft for one task, as {entry['file']} "
+        f"({kind}, {size(entry['bytes'])})."
+    )
+
+
+def _use(run: Run, entry: Mapping[str, Any]) -> str:
+    defaults = generation_defaults(run)
+    system = defaults.pop("system", None)
+    said = ", ".join(f"{key} {value}" for key, value in sorted(defaults.items()))
+    lines = [
+        "```python",
+        "from edgeft.runtime import load",
+        "",
+        f'with load("{run.name}.edgeft") as model:',
+        '    print(model.chat([{"role": "user", "content": "..."}]))',
+        "```",
+        "",
+        f"Measured with: {said}.",
+    ]
+    if system:
+        lines += ["", "Every training example began with this system message:", "", *_quoted(system)]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> list[str]:
+    """An indented code block: text from data must stay text."""
+    return [f"    {line}" for line in text.splitlines()]
+
+
+def _licence(run: Run, extras: Extras) -> str:
+    given = extras.license or base_licence(run)
+    texts = "; texts in licences/" if extras.license_files or base_licence(run) else ""
+    if given is None:
+        return "Not stated. The licences of the base model and of the training data hold for this model too."
+    return f"{given}{texts}. The licences of the base model and of the training data hold for this model too."
+
+
+def _bullets(sentences: Iterator[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)

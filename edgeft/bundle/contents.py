@@ -1,0 +1,180 @@
+"""What goes into a bundle, file by file, and what each is for."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeft.bundle.run import NANO, Run
+from edgeft.errors import UsageError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEMPLATE = "chat_template.jinja"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+"""Keys of generation_config.json that mean the same in `edgeft.runtime`."""
+LABEL_METRICS = {"label_accuracy", "macro_f1"}
+MAX_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of the bundle: its name there, its bytes or where they are, and its role if it has one."""
+
+    name: str
+    content: bytes | Path
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the packer adds: an SPDX licence expression, licence texts, and files in place of the run's own.
+
+    `file` picks the exported file by name or ftype (None: the one that ships); `files` maps `generation`, `schema`,
+    `grammar`, `labels` or `calibration` to a file.
+    """
+
+    file: str | None = None
+    license: str | None = None
+    license_files: tuple[Path, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def collect(run: Run, extras: Extras) -> list[Item]:
+    """The files of the bundle but card, SBOM and manifest. Raises UsageError when there is no such exported file."""
+    model = run.model
+    items = [*model_items(run, extras.file)]
+    items += [
+        Item(f"tokenizer/{name}", model.path / name, "tokenizer") for name in TOKENIZER_FILES if name in model.files
+    ]
+    if TEMPLATE in model.files:
+        items.append(Item(TEMPLATE, model.path / TEMPLATE, "chat_template"))
+    own = {
+        "generation": generation_defaults(run),
+        "schema": run.recipe().get("bench", {}).get("json_schema"),
+        "labels": labels(run),
+        "calibration": (run.json("bench", "bench.json") or {}).get("calibration"),
+    }
+    for role, value in own.items():
+        if value is not None and role not in extras.files:
+            items.append(Item(f"{role}.json", to_json(value), role))
+    for role, path in sorted(extras.files.items()):
+        items.append(Item(f"{role}.gbnf" if role == "grammar" else f"{role}.json", path, role))
+    items += _licences(run, extras)
+    for stage, name, role in (("report", "report.json", "report"), ("bench", "bench.json", "measurements")):
+        if run.json(stage, name) is not None:
+            items.append(Item(f"reports/{name}", run.stages[stage].path / name, role))
+    items.append(Item("recipe.json", to_json(recipe_record(run)), "recipe"))
+    return items
+
+
+def shipped_entry(run: Run, wanted: str | None = None) -> dict[str, Any]:
+    """The row of files.json that ships, or the one `wanted` names by file, ftype or name.
+
+    Raises UsageError when there is none.
+    """
+    entries: list[dict[str, Any]] = run.json("export", "files.json")
+    wanted = wanted or run.values.get("export.ship") or str(entries[-1]["file"])
+    for entry in entries:
+        if wanted in (entry["file"], entry.get("ftype"), entry.get("name")):
+            return entry
+    known = ", ".join(str(entry.get("ftype") or entry["file"]) for entry in entries)
+    raise UsageError(f"{wanted}: the run exported no such file, only {known}")
+
+
+def model_items(run: Run, wanted: str | None) -> Iterator[Item]:
+    """The exported file, or every file of the exported folder."""
+    entry, export = shipped_entry(run, wanted), run.stages["export"]
+    name = str(entry["file"]).rstrip("/")
+    if name in export.files:
+        yield Item(f"model/{name}", export.path / name, "model")
+        return
+    inside = [file for file in export.files if file.startswith(f"{name}/")]
+    if not inside:
+        raise UsageError(f"{export.path}: files.json names {name}, which is not there; run the recipe again")
+    for file in inside:
+        yield Item(f"model/{file.removeprefix(f'{name}/')}", export.path / file, "model")
+
+
+def generation_defaults(run: Run) -> dict[str, Any]:
+    """Options of `edgeft.runtime` under which the file was measured, and the system message it was trained with.
+
+    Greedy unless the model's own generation_config.json samples.
+    """
+    config = run.json(run.model.stage, "generation_config.json") or {}
+    sampling = {key: config[key] for key in SAMPLING if config.get(key) is not None} if config.get("do_sample") else {}
+    defaults = {"temperature": 0.0, **sampling}
+    for key in ("max_new_tokens", "n_ctx"):
+        if run.values.get(f"bench.{key}") is not None:
+            defaults[key] = run.values[f"bench.{key}"]
+    system = _common_system(run)
+    return defaults | ({"system": system} if system else {})
+
+
+def labels(run: Run) -> list[str] | None:
+    """What a classifier may answer: of its head, or the answers trained on where they are scored as labels."""
+    config = run.json(run.model.stage, "config.json") or {}
+    if any("SequenceClassification" in name for name in config.get("architectures") or ()):
+        return [text for _, text in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
+    if not LABEL_METRICS & set(run.values.get("bench.metrics") or ()):
+        return None
+    found = {messages[-1]["content"] for messages in _training_messages(run)}
+    return sorted(found) if 0 < len(found) <= MAX_LABELS else None
+
+
+def recipe_record(run: Run) -> dict[str, Any]:
+    """What `edgeft reproduce` needs: the recipe, hashes of its inputs, and what every stage made of what."""
+    return {
+        "recipe": run.recipe(),
+        "inputs": dict(sorted(run.inputs.items())),
+        "stages": {
+            stage: {
+                "key": artifact.key,
+                "made_from": dict(sorted(artifact.made_from.items())),
+                "files": {name: record.sha256 for name, record in sorted(artifact.files.items())},
+            }
+            for stage, artifact in sorted(run.stages.items())
+        },
+    }
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON, always in the same bytes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n").encode()
+
+
+def base_licence(run: Run) -> str | None:
+    """SPDX expression of the base's licence where it is known: the model edgeft comes with."""
+    return "Apache-2.0" if run.values.get("model.base") == NANO else None
+
+
+def _licences(run: Run, extras: Extras) -> Iterator[Item]:
+    for path in extras.license_files:
+        yield Item(f"licences/{path.name}", path, "licences")
+    if run.values.get("model.base") == NANO:
+        nano = Path(__file__).parent.parent / "assets" / "nano" / "README.md"
+        yield Item("licences/edgeft-nano.md", nano, "licences")
+
+
+def _common_system(run: Run) -> str | None:
+    """The system message that every training example begins with."""
+    found = None
+    for messages in _training_messages(run):
+        system = messages[0]["content"] if messages[0]["role"] == "system" else None
+        if system is None or found not in (None, system):
+            return None
+        found = system
+    return found
+
+
+def _training_messages(run: Run) -> Iterator[list[dict[str, Any]]]:
+    """The chats of the training split, where there are any."""
+    data = run.stages.get("data")
+    if data is None or "train.jsonl" not in data.files:
+        return
+    with data.file("train.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            messages = json.loads(line).get("messages")
+            if not messages:
+                return
+            yield messages

@@ -1,0 +1,132 @@
+"""Running a bundle's recipe again, and comparing what comes out byte by byte.
+
+Nothing in a bundle is run: a recipe is data, and scripts and inputs are the user's own, each checked against the
+hash in the bundle before anything starts.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.bundle.run import FILE, put
+from edgeft.console import Log
+from edgeft.errors import BundleError, UsageError
+from edgeft.pipeline import run
+from edgeft.plan import Planned, differences, plan
+from edgeft.recipe import Recipe
+from edgeft.recipe_reader import read_recipe, recipe_from_text
+from edgeft.runtime.bundle import Bundle
+from edgeft.store import Store
+
+LAST_STAGES = ("export", "recover", "distill", "merge")
+"""What makes the files that ship, the latest of a run first; what comes behind only measures them."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out: `files` by stage and name, whether each has the bytes of the first run; the rest as sentences.
+
+    `model_files` are those the bundle ships, by their name in it. `changes` are differences of this machine from the
+    first one (package versions) under which the bytes may differ.
+    """
+
+    files: dict[str, dict[str, bool]]
+    model_files: dict[str, bool]
+    changes: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether every file the bundle ships came out again."""
+        return all(self.model_files.values())
+
+
+def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reproduction:
+    """Run `recipe` (of `packed_recipe`) up to the exported files in `workdir` and compare them with the bundle's.
+
+    Raises BundleError when an input is not the one the bundle was made of, and what the stages raise.
+    """
+    record = bundle.json("recipe")
+    until = next(stage for stage in LAST_STAGES if stage in record["stages"])
+    store = Store(workdir)
+    steps = plan(recipe, store.hashes, until)
+    check_inputs(record, steps)
+    changes = _changes(record, steps)
+    for change in changes:
+        log.say(f"not as in the first run: {change}")
+    artifacts = run(recipe, store, log, until=until).artifacts
+    before = {stage: made["files"] for stage, made in record["stages"].items()}
+    files = {
+        stage: {name: name in artifact.files and artifact.files[name].sha256 == sha256 for name, sha256 in old.items()}
+        for stage, artifact in artifacts.items()
+        if (old := before.get(stage)) is not None
+    }
+    hashes = {found.sha256 for artifact in artifacts.values() for found in artifact.files.values()}
+    shipped = {
+        name: entry.sha256 in hashes
+        for name, entry in bundle.manifest.files.items()
+        if name.split("/")[0] in ("model", "tokenizer")
+    }
+    return Reproduction(files, shipped, changes)
+
+
+def packed_recipe(bundle: Bundle, like: Path | None, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe in the bundle, with the paths of its inputs from the recipe file `like` or from `overrides`.
+
+    Raises UsageError when a path is missing, BundleError when the bundle has no recipe.
+    """
+    record = bundle.json("recipe")
+    if record is None:
+        raise BundleError(f"{bundle.path}: has no recipe; pack the run again")
+    content: dict[str, Any] = record["recipe"]
+    folder = Path.cwd() if like is None else like.absolute().parent
+    if like is not None:
+        _take_paths(content, read_recipe(like), record["inputs"])
+    given = tuple(override.partition("=")[0] for override in overrides)
+    missing = [key for key in record["inputs"] if not _is_given(key, content, given)]
+    if like is None and missing:
+        options = " ".join(f"--set {key}=PATH" for key in missing)
+        raise UsageError(f"{bundle.path}: say where its inputs are: {options}, or --recipe FILE that names them")
+    return recipe_from_text(json.dumps(content), folder / "recipe.json", overrides)
+
+
+def check_inputs(record: dict[str, Any], steps: list[Planned]) -> None:
+    """Raise BundleError unless every input file has the content it had in the first run."""
+    for planned in steps:
+        for name, value in planned.made_from.items():
+            key = name.removeprefix(FILE)
+            if name.startswith(FILE) and record["inputs"].get(key) != value:
+                raise BundleError(
+                    f"{key}: not what the bundle was made of (sha256 {value[:12]}…, then "
+                    f"{str(record['inputs'].get(key))[:12]}…); give the same file or folder"
+                )
+
+
+def _changes(record: dict[str, Any], steps: list[Planned]) -> tuple[str, ...]:
+    """In words, what else is not as it was: versions of packages and stages, defaults of newer keys."""
+    found = []
+    for planned in steps:
+        before = record["stages"].get(planned.stage, {}).get("made_from", {})
+        now = {name: value for name, value in planned.made_from.items() if not name.startswith("stage ")}
+        found += differences({name: value for name, value in before.items() if not name.startswith("stage ")}, now)
+    return tuple(dict.fromkeys(found))
+
+
+def _is_given(key: str, content: dict[str, Any], given: tuple[str, ...]) -> bool:
+    """Whether the path of this input is known: set, alone or with the list it is in, or the model edgeft comes with."""
+    in_package = key == "model.base" and content.get("model", {}).get("base") is not None
+    return in_package or any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in given)
+
+
+def _take_paths(content: dict[str, Any], like: Recipe, inputs: dict[str, str]) -> None:
+    values = like.model_dump(mode="json")
+    for key in inputs:
+        parts = key.split(".")
+        if parts[-1].isdecimal():  # one of a list: data.prepare.inputs.0
+            parts = parts[:-1]
+        value: Any = values
+        for part in parts:
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            raise UsageError(f"the recipe given names no {key}, which the bundle was made of; use --set {key}=PATH")
+        put(content, ".".join(parts), value)

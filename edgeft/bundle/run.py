@@ -1,0 +1,110 @@
+"""A finished run, read back from its folder: the artifacts that belong together, and the recipe they were made by.
+
+The recipe is put together from what the artifacts say they were made from (`made_from`), so it is what was run, not
+what a file says by now; the paths of inputs are not in it, only their hashes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.artifact import Artifact, read_artifact, sha256_file
+from edgeft.errors import ArtifactError, UsageError
+
+MODEL_STAGES = ("recover", "distill", "merge")
+"""Stages whose artifact is a Hugging Face folder, the latest of a run first."""
+NANO = "edgeft/nano"
+RECIPE, FILE, STAGE = "recipe ", "file ", "stage "
+
+
+@dataclass(frozen=True)
+class Run:
+    """The artifacts of one run by stage."""
+
+    name: str
+    stages: dict[str, Artifact]
+
+    @property
+    def model(self) -> Artifact:
+        """The final model as a Hugging Face folder."""
+        return next(self.stages[stage] for stage in MODEL_STAGES if stage in self.stages)
+
+    def json(self, stage: str, name: str) -> Any:
+        """A JSON file of a stage; None where the run has none."""
+        artifact = self.stages.get(stage)
+        return json.loads(artifact.file(name).read_bytes()) if artifact and name in artifact.files else None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every recipe value a stage read, by its dotted key; inputs' paths are not among them."""
+        values = {
+            key.removeprefix(RECIPE): value
+            for artifact in self.stages.values()
+            for key, value in artifact.made_from.items()
+            if key.startswith(RECIPE)
+        }
+        base = (self.json(self.model.stage, "provenance.json") or {}).get("base")
+        return values | ({"model.base": NANO} if base == NANO else {})
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hash (`store.HashCache.tree`) of every input by the recipe key that names it."""
+        return {
+            key.removeprefix(FILE): value
+            for artifact in self.stages.values()
+            for key, value in artifact.made_from.items()
+            if key.startswith(FILE)
+        }
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as nested sections."""
+        nested: dict[str, Any] = {"name": self.name}
+        for key, value in sorted(self.values.items()):
+            put(nested, key, value)
+        return nested
+
+
+def put(nested: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` in nested sections, making those that are missing."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = nested.get(section)
+        nested[section] = nested = inner if isinstance(inner, dict) else {}
+    nested[last] = value
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder` (such as runs/home-assistant), every file of its artifacts checked.
+
+    Raises UsageError when it is no run or made no file to ship, ArtifactError when an artifact is damaged or was made
+    of another than the one beside it.
+    """
+    stages = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (path / "manifest.json").is_file():
+            artifact = read_artifact(path)
+            stages[artifact.stage] = artifact
+    if not any(stage in stages for stage in MODEL_STAGES) or "export" not in stages:
+        raise UsageError(f"{folder}: not the folder of a run with exported files (such as runs/home-assistant)")
+    for artifact in stages.values():
+        _check_fits(artifact, stages)
+        _check_files(artifact)
+    name = stages["export"].made_from.get("recipe name", folder.absolute().name)
+    return Run(str(name), stages)
+
+
+def _check_fits(artifact: Artifact, stages: dict[str, Artifact]) -> None:
+    for stage, other in stages.items():
+        key = artifact.made_from.get(f"{STAGE}{stage}")
+        if key not in (None, other.key):
+            raise ArtifactError(
+                f"{artifact.path}: was made of another {stage} than the one beside it; run the recipe again"
+            )
+
+
+def _check_files(artifact: Artifact) -> None:
+    for name, record in artifact.files.items():
+        path = artifact.path / name
+        if not path.is_file() or path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
+            raise ArtifactError(f"{path}: is missing or changed since it was made; run the recipe again")

@@ -1,0 +1,99 @@
+"""A real run, packed, and run again from its bundle: the same bytes; with other data or another seed, a plain no."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft.bundle.contents import Extras
+from edgeft.bundle.pack import pack
+from edgeft.bundle.reproduce import packed_recipe, reproduce
+from edgeft.bundle.run import read_run
+from edgeft.console import silent_log
+from edgeft.errors import BundleError, UsageError
+from edgeft.pipeline import run
+from edgeft.recipe_reader import read_recipe
+from edgeft.runtime.bundle import Bundle, open_bundle
+from edgeft.store import Store
+from tests.tiny import make_tiny_llama
+
+pytest.importorskip("torch")
+pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.slow
+
+RECIPE = """\
+name: tiny
+seed: 1
+model: {base: base}
+data: {train: train.jsonl, validation: test.jsonl, test: test.jsonl, max_length: 128}
+train: {learning_rate: 1e-2, num_train_epochs: 1, batch_tokens: 128, num_threads: 1}
+export: {gguf: [{ftype: Q8_0}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    make_tiny_llama(folder / "base")
+    for split, words in (("train", ("on", "off", "up", "down")), ("test", ("left", "right"))):
+        rows = [
+            {"messages": [{"role": "user", "content": f"turn {w}"}, {"role": "assistant", "content": w}]} for w in words
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    run(read_recipe(folder / "recipe.yaml"), Store(folder / "runs"), silent_log(), until="export")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(project: Path) -> Bundle:
+    pack(read_run(project / "runs" / "tiny"), project / "tiny.edgeft", Extras())
+    return open_bundle(project / "tiny.edgeft", project / "cache")
+
+
+def paths(project: Path, **changes: Path) -> tuple[str, ...]:
+    inputs: dict[str, Any] = {
+        "model.base": project / "base",
+        "data.train": project / "train.jsonl",
+        "data.validation": project / "test.jsonl",
+        "data.test": project / "test.jsonl",
+    }
+    return tuple(f"{key}={path}" for key, path in (inputs | changes).items())
+
+
+def test_the_bytes_come_out_again(project: Path, bundle: Bundle, tmp_path: Path) -> None:
+    recipe = packed_recipe(bundle, project / "recipe.yaml", ())
+    found = reproduce(bundle, recipe, tmp_path / "again", silent_log())
+    assert found.same
+    assert found.changes == ()
+    assert set(found.model_files) == {
+        "model/tiny-Q8_0.gguf", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"
+    }  # fmt: skip
+    (made,) = (tmp_path / "again").glob("store/export-*/tiny-Q8_0.gguf")
+    assert made.read_bytes() == bundle.model.read_bytes()
+
+
+def test_another_seed_gives_other_bytes_and_says_where(project: Path, bundle: Bundle, tmp_path: Path) -> None:
+    recipe = packed_recipe(bundle, project / "recipe.yaml", ("seed=2",))
+    found = reproduce(bundle, recipe, tmp_path / "again", silent_log())
+    assert not found.same
+    assert found.model_files["model/tiny-Q8_0.gguf"] is False
+    assert found.model_files["tokenizer/tokenizer.json"] is True
+    assert "seed: 1 → 2" in found.changes
+    assert not all(found.files["train"].values())
+
+
+def test_other_data_is_refused_before_anything_runs(project: Path, bundle: Bundle, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text((project / "train.jsonl").read_text().replace("down", "away"))
+    recipe = packed_recipe(bundle, None, paths(project, **{"data.train": other}))
+    with pytest.raises(BundleError, match=r"data.train: not what the bundle was made of"):
+        reproduce(bundle, recipe, tmp_path / "again", silent_log())
+    assert not (tmp_path / "again").exists()
+
+
+def test_paths_must_be_given(bundle: Bundle, project: Path) -> None:
+    with pytest.raises(UsageError, match=r"--set data.train=PATH"):
+        packed_recipe(bundle, None, ("model.base=base",))
+    assert packed_recipe(bundle, None, paths(project)).train.learning_rate == 1e-2
