@@ -8,16 +8,21 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 
 from edgeft.errors import ContextOverflow, RuntimeFault
-from edgeft.runtime.chat import open_answer
+from edgeft.runtime.asynchronous import AsyncCalls
+from edgeft.runtime.chat import open_answer, open_prompt
+from edgeft.runtime.defaults import Defaults
 from edgeft.runtime.history import Overflow
-from edgeft.runtime.model import Message, Options, Sampling
+from edgeft.runtime.labels import classification, label_ids, label_scores
+from edgeft.runtime.model import Classification, Message, Options, Sampling
+from edgeft.runtime.optional import open_module
+from edgeft.runtime.prefix_cache import PrefixCache, hash_files
 from edgeft.runtime.run import Run
-from edgeft.runtime.sampling import sampler
 from edgeft.runtime.turns import Turns
 
 TURN_TOKENS = 16
@@ -26,7 +31,7 @@ SCORE_FLOATS = 1 << 24
 """Logits a backend holds at once while scoring: 64 MiB."""
 
 
-class TextModel(ABC):
+class TextModel(AsyncCalls, ABC):
     """See `edgeft.runtime.Model`. A subclass sets the attributes and calls `__init__` before it is used."""
 
     path: Path
@@ -43,6 +48,11 @@ class TextModel(ABC):
         self._running: Run | None = None
         """Whose tokens the context holds."""
         self._open = True
+        self._prefixes = PrefixCache()
+        self._files_hash: bytes | None = None
+        self._constrainer: Any = None
+        self._making = threading.Lock()
+        self.defaults = Defaults()
 
     def stream(
         self,
@@ -57,7 +67,7 @@ class TextModel(ABC):
         """See `Model.stream`."""
         ends = frozenset(stop) if ignore_eos else self.eos_ids.union(stop)
         limit = self.limit(prompt_ids, max_new_tokens)
-        run = Run(prompt_ids, limit=limit, pick=sampler(**sampling), ends=ends, cancel=cancel)
+        run = Run(prompt_ids, limit=limit, ends=ends, cancel=cancel, **sampling)
         return self.answer_tokens(run, at_once=False)
 
     def generate(
@@ -71,7 +81,7 @@ class TextModel(ABC):
     ) -> list[int]:
         """See `Model.generate`."""
         limit = self.limit(prompt_ids, max_new_tokens)
-        run = Run(prompt_ids, limit=limit, pick=sampler(**sampling), ends=self.eos_ids.union(stop), cancel=cancel)
+        run = Run(prompt_ids, limit=limit, ends=self.eos_ids.union(stop), cancel=cancel, **sampling)
         return list(self.answer_tokens(run, at_once=True))
 
     def chat(
@@ -84,7 +94,8 @@ class TextModel(ABC):
         **options: Unpack[Options],
     ) -> Any:
         """See `Model.chat`."""
-        answer = open_answer(self, messages, options, tools=tools, overflow=overflow, at_once=not stream)
+        settings = self.defaults.merged(options)
+        answer = open_answer(self, messages, settings, tools=tools, overflow=overflow, at_once=not stream)
         if stream:
             return answer
         with answer:
@@ -92,14 +103,46 @@ class TextModel(ABC):
                 pass
         return answer.answer
 
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str] | None = None,
+        *,
+        system: str | None = None,
+        normalize: Literal["sum", "mean"] = "sum",
+        temperature: float | None = None,
+        threshold: float | None = None,
+    ) -> Classification:
+        """See `Model.classify`."""
+        labels = self.defaults.labels if labels is None else labels
+        prompt, prompt_ids, n_prefix = open_prompt(self, text, system=system)
+        found = label_ids(self, prompt, prompt_ids, labels)
+        run = Run(prompt_ids, limit=0, ends=self.eos_ids, n_prefix=n_prefix)
+        with self._turns:
+            scores = label_scores(self, run, found)
+        return classification(
+            labels,
+            scores,
+            [len(ids) + bool(self.eos_ids) for ids in found],
+            normalize=normalize,
+            temperature=self.defaults.temperature if temperature is None else temperature,
+            threshold=self.defaults.threshold if threshold is None else threshold,
+        )
+
+    def embed(self, texts: Sequence[str], *, normalize: bool = True) -> np.ndarray:
+        """See `Model.embed`."""
+        raise RuntimeFault(f"{self.path}: this model writes text and has no vectors; embed with an encoder")
+
     def score(self, ids: Sequence[int]) -> np.ndarray:
         """See `Model.score`."""
         self._check_length(ids)
-        piece = max(1, min(self._n_batch, SCORE_FLOATS // self.n_vocab))
         with self._turns:
             self._reset()
-            pieces = [ids[at : at + piece] for at in range(0, len(ids), piece)]
-            return np.concatenate([self._decode(tokens, len(tokens)).copy() for tokens in pieces])
+            return self.logits_behind(ids)
+
+    def keep_prefixes(self, folder: Path) -> None:
+        """Keep evaluated system prompts in `folder`, for this process and later ones."""
+        self._prefixes.keep_in(folder, self._state_hash)
 
     def close(self) -> None:
         """See `Model.close`; closing twice does no harm."""
@@ -107,7 +150,23 @@ class TextModel(ABC):
             if self._open:
                 self._open = False
                 self._running = None
+                self._prefixes.clear()
                 self._free()
+
+    def constraint(self, kind: str, given: Any) -> Any:
+        """A constraint on one answer; see `Options`. Raises UsageError, MissingExtra."""
+        with self._making:
+            if self._constrainer is None:
+                self._constrainer = open_module("constraints", "constrain").Constrainer(self)
+        return self._constrainer.constraint(kind, given)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def limit(self, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
         """Tokens the answer to a prompt may have; the last of a full context is not run: it may stand one behind.
@@ -142,9 +201,11 @@ class TextModel(ABC):
         """One more token of `run`, None at its end; in one's turn."""
         if not run.goes_on():
             return None
+        if run.forced:
+            return run.take_forced()
         self._resume(run)
         logits = self._prefill(run)
-        return None if logits is None else run.take(run.pick(logits, run.ids))
+        return None if logits is None else run.take(logits)
 
     def _resume(self, run: Run) -> None:
         """Make the context hold the sequence of `run`."""
@@ -156,6 +217,25 @@ class TextModel(ABC):
         if run.state is not None:
             self._restore(run.state)
             run.state = None
+        elif run.n_prefix:
+            self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        """Run the prefix of `run`, or take its state from an earlier time."""
+        prefix = run.ids[: run.n_prefix]
+        state = self._prefixes.get(prefix)
+        if state is not None:
+            try:
+                self._restore(state)
+            except RuntimeFault:
+                self._prefixes.forget(prefix)
+                self._keep(0)
+                state = None
+        if state is None:
+            for at in range(0, len(prefix), self._n_batch):
+                self._decode(prefix[at : at + self._n_batch], 0)
+            self._prefixes.put(prefix, self._state())
+        run.n_run = len(prefix)
 
     def _prefill(self, run: Run) -> np.ndarray | None:
         """Run what the context has not seen; logits (V,) behind the last token, None when cancelled meanwhile."""
@@ -176,6 +256,32 @@ class TextModel(ABC):
         if last is not None and last.reason is None:
             last.state = self._state()
         self._keep(0)
+
+    def prompt_logits(self, run: Run) -> np.ndarray:
+        """Logits (V,) behind the prompt of a `run` that makes no tokens; in one's turn."""
+        self._resume(run)
+        run.reason = "length"
+        logits = self._prefill(run)
+        assert logits is not None  # nobody cancels it
+        return logits
+
+    def logits_behind(self, ids: Sequence[int]) -> np.ndarray:
+        """Run `ids` behind the sequence as it is; a copy of the logits (T, V) behind each; in one's turn."""
+        piece = max(1, min(self._n_batch, SCORE_FLOATS // self.n_vocab))
+        pieces = [ids[at : at + piece] for at in range(0, len(ids), piece)]
+        rows = [self._decode(tokens, len(tokens)).copy() for tokens in pieces]
+        return np.concatenate(rows) if rows else np.empty((0, self.n_vocab), np.float32)
+
+    def keep(self, n: int) -> None:
+        """Forget all but the first `n` tokens of the sequence; in one's turn."""
+        self._keep(n)
+
+    def _state_hash(self) -> bytes:
+        """Stands for all that a saved state depends on: this model, its external data and the backend."""
+        files = [self.path, *sorted(self.path.parent.glob(f"{self.path.name}[._]*"))]
+        if self._files_hash is None:
+            self._files_hash = hash_files([each for each in files if each.is_file()])
+        return self._files_hash + self._identity().encode()
 
     def _check_length(self, ids: Sequence[int]) -> None:
         self._check_open()

@@ -1,15 +1,17 @@
 """Answering messages: from the template to the prompt, and from tokens to text and tool calls."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from edgeft.runtime.history import Overflow, fitted
-from edgeft.runtime.model import Answer, Message, Options
+from edgeft.errors import ModelError, RuntimeFault, UsageError
+from edgeft.runtime.defaults import CONSTRAINTS
+from edgeft.runtime.history import Overflow, fitted, n_leading_system, with_system
+from edgeft.runtime.model import Answer, Message
+from edgeft.runtime.prefix_cache import common_length
 from edgeft.runtime.run import Run
-from edgeft.runtime.sampling import sampler
 from edgeft.runtime.text import TextStream
 from edgeft.runtime.tool_calls import parse_calls
 
@@ -88,7 +90,7 @@ class AnswerStream:
 def open_answer(
     model: "TextModel",
     messages: Sequence[Message],
-    options: Options,
+    options: Mapping[str, Any],
     *,
     tools: Tools | None,
     overflow: Overflow,
@@ -100,11 +102,57 @@ def open_answer(
     n_new = settings.pop("max_new_tokens", MAX_NEW_TOKENS)
     text = TextStream(model.detokenize, settings.pop("stop", ()))
     cancel = settings.pop("cancel", None)
-    pick = sampler(**settings)
+    constraint = _constraint(model, settings)
 
     def prompt_of(chat: Sequence[Message]) -> list[int]:
         return model.tokenize(model.render(chat, tools=tools))
 
+    messages = with_system(messages, model.defaults.system)
     messages, prompt = fitted(messages, prompt_of, n_ctx=model.n_ctx, n_new=n_new, overflow=overflow)
-    run = Run(prompt, limit=model.limit(prompt, n_new), pick=pick, ends=model.eos_ids, cancel=cancel)
+    run = Run(
+        prompt,
+        limit=model.limit(prompt, n_new),
+        ends=model.eos_ids,
+        cancel=cancel,
+        n_prefix=_n_prefix(messages, prompt, prompt_of),
+        constraint=constraint,
+        **settings,
+    )
     return AnswerStream(model.answer_tokens(run, at_once=at_once), run, text, tools=tools, started_s=started_s)
+
+
+def open_prompt(model: "TextModel", text: str, *, system: str | None) -> tuple[str, list[int], int]:
+    """The prompt of a user's `text` behind a system message: its text, its tokens, and how many are its prefix."""
+    user = {"role": "user", "content": text}
+    messages = with_system([user], model.defaults.system if system is None else system)
+    prompt = model.render(messages)
+    ids = model.tokenize(prompt)
+    return prompt, ids, _n_prefix(messages, ids, lambda chat: model.tokenize(model.render(chat)))
+
+
+def _n_prefix(
+    messages: Sequence[Message], prompt: list[int], prompt_of: Callable[[Sequence[Message]], list[int]]
+) -> int:
+    """Tokens that this prompt has in common with those to other messages behind the same system message and tools.
+
+    Seen by asking something else. 0 for a prefix not worth keeping.
+    """
+    n_system = n_leading_system(messages)
+    if len(prompt) <= MIN_PREFIX or n_system == len(messages):
+        return 0
+    asked = str(messages[n_system].get("content"))
+    try:
+        other = prompt_of([*messages[:n_system], {"role": "user", "content": "1" if asked.startswith("0") else "0"}])
+    except (ModelError, RuntimeFault):  # a template that wants more, a vocabulary without digits
+        return 0
+    n_common = common_length(prompt[:-1], other)
+    return n_common if n_common >= MIN_PREFIX else 0
+
+
+def _constraint(model: "TextModel", settings: dict[str, Any]) -> Any:
+    """The constraint that `settings` ask for, taken out of them."""
+    given = {kind: settings.pop(kind) for kind in CONSTRAINTS if kind in settings}
+    asked = {kind: value for kind, value in given.items() if value is not None}
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)}: an answer follows one of them; choose one")
+    return next((model.constraint(kind, given) for kind, given in asked.items()), None)

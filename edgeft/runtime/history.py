@@ -46,9 +46,21 @@ def fitted(
     return messages, prompt
 
 
+def n_leading_system(messages: Sequence[Message]) -> int:
+    """How many system messages stand first."""
+    return next((at for at, each in enumerate(messages) if each.get("role") not in SYSTEM_ROLES), len(messages))
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
+    """`messages` behind the system message `system`, if there is one and they have none."""
+    if not system or n_leading_system(messages):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _shortened(messages: Sequence[Message], *, keeps_first: bool) -> list[list[Message]]:
     """`messages` with one turn less, two, …, down to those that always stay."""
-    n_system = next((at for at, each in enumerate(messages) if each.get("role") not in SYSTEM_ROLES), len(messages))
+    n_system = n_leading_system(messages)
     turns: list[list[Message]] = []
     for message in messages[n_system:]:
         if message.get("role") == "user" or not turns:

@@ -39,18 +39,21 @@ class Sampling(TypedDict, total=False):
 
 
 class Options(Sampling, total=False):
-    """What an answer in text may be and when it ends. At most one of `schema`, `grammar` and `choices` is given."""
+    """What an answer in text may be and when it ends. At most one of `schema`, `grammar`, `regex` and `choices`
+    is given; they need the extra `constrain`, and hold only when the answer is not cut (`finish_reason`)."""
 
     max_new_tokens: int
     """Longest answer (default 128)."""
     stop: Sequence[str]
     """Texts that end the answer; they are not part of it."""
     schema: Mapping[str, Any]
-    """JSON Schema: the answer is compact JSON that is valid under it. Needs the extra `constrain`."""
+    """JSON Schema: the answer is JSON, on one line, that is valid under it."""
     grammar: str
-    """The answer follows this grammar, in llguidance's Lark or llama.cpp's GBNF. Needs the extra `constrain`."""
+    """The answer follows this grammar, in llguidance's Lark or llama.cpp's GBNF."""
+    regex: str
+    """The whole answer matches this regular expression, in the syntax of Rust's `regex`."""
     choices: Sequence[str]
-    """The answer is one of these texts. Needs the extra `constrain`."""
+    """The answer is one of these texts."""
     cancel: threading.Event
     """Once it is set, from any thread, the answer ends before its next token."""
 
