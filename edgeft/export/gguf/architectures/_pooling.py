@@ -26,20 +26,37 @@ def pooling_metadata(folder: Path) -> Metadata:
 
     Raises ModelError for a pooling llama.cpp does not have, and for steps behind it that change the vector.
     """
-    if not (folder / "modules.json").is_file():
-        return {}
-    modules = _read(folder / "modules.json")
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    mode = sentence_pooling(folder, "llama.cpp")
+    return {} if mode is None else {"pooling_type": MODES[mode]}
+
+
+def sentence_pooling(folder: Path, runtime: str) -> str | None:
+    """The pooling, one of MODES, of the model in `folder`; None where it is no sentence-transformers folder.
+
+    Raises ModelError, naming the `runtime`, for another pooling, and for steps behind it that change the vector.
+    """
+    kinds, modules = sentence_steps(folder)
     if others := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise ModelError(f"{folder / 'modules.json'}: a {', '.join(sorted(others))} step cannot be exported to GGUF")
+        raise ModelError(
+            f"{folder / 'modules.json'}: a {', '.join(sorted(others))} step cannot be exported for {runtime}"
+        )
     if "Pooling" not in kinds:
-        return {}
+        return None
     path = folder / modules[kinds.index("Pooling")]["path"] / "config.json"
     pooling = _read(path)
     modes = [mode for flag, mode in FLAGS.items() if pooling.get(flag)] or [pooling.get("pooling_mode")]
     if len(modes) != 1 or modes[0] not in MODES:
-        raise ModelError(f"{path}: pooling {' + '.join(map(str, modes))}: llama.cpp has {', '.join(MODES)}")
-    return {"pooling_type": MODES[modes[0]]}
+        raise ModelError(f"{path}: pooling {' + '.join(map(str, modes))}: {runtime} has {', '.join(MODES)}")
+    return str(modes[0])
+
+
+def sentence_steps(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The kind of each step of a sentence-transformers folder (`Transformer`, `Pooling`, `Normalize`, …) and what
+    modules.json says of it; nothing where the folder is another."""
+    if not (folder / "modules.json").is_file():
+        return [], []
+    modules = _read(folder / "modules.json")
+    return [module["type"].rsplit(".", 1)[-1] for module in modules], modules
 
 
 def _read(path: Path) -> Any:

@@ -1,0 +1,239 @@
+"""Encoders (BERT, MiniLM, RoBERTa, DistilBERT, ModernBERT) as ONNX folders, built straight from a model folder.
+
+Inputs, outputs and file names are optimum's, so that its `ORTModelFor…` classes and transformers.js take them:
+`input_ids` and `attention_mask` (B, S) int64, `token_type_ids` where the model has them; `logits`, or
+`last_hidden_state` and `sentence_embedding`. Both dimensions are free.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer
+
+from edgeft import __version__
+from edgeft.artifact import write_atomic, writing
+from edgeft.console import Log
+from edgeft.errors import DataError, ModelError
+from edgeft.export.folder import Checkpoint, ModelFolder, open_checkpoint, read_folder
+from edgeft.export.gguf.architectures._encoder import IGNORED
+from edgeft.export.gguf.architectures._pooling import sentence_pooling, sentence_steps
+from edgeft.export.onnx.encoder_bodies import BODIES, Body
+from edgeft.export.onnx.encoder_graph import IDS, MASK, TYPES, EncoderGraph, Observer
+from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
+from edgeft.export.onnx.encoder_products import DynamicInt8, Float, Products, StaticInt8
+from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
+
+EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
+MODEL, DATA = "model.onnx", "model.onnx.data"
+LARGEST_FILE_BYTES = 2**31 - 2**20
+"""A protocol buffer holds less than 2 GiB; the weights of a larger model lie in a file beside it."""
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json",
+    "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json",
+)  # fmt: skip
+UNUSED = (*IGNORED, "vocab_*", "decoder.*")
+HEAD = ("classifier.*", "pre_classifier.*", "head.*")
+"""Weights of a head, which no vector needs."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """One encoder entry of `export.onnx`.
+
+    `fp32` and `fp16` are float graphs. `int8` rounds weights once and inputs in every run, to the range of the whole
+    batch; `int8_static` to ranges found on calibration texts by `calibrate_method`, so that a text's result depends
+    on nothing but itself.
+    """
+
+    dtype: EncoderDtype = "int8"
+    calibrate_method: CalibrateMethod = "minmax"
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether config.json names an encoder that can be exported here."""
+    return config.get("model_type") in BODIES
+
+
+def export_encoder(
+    model_dir: Path,
+    out: Path,
+    *,
+    settings: EncoderSettings,
+    log: Log,
+    task: Task | None = None,
+    texts: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write the folder `out`: model.onnx, config.json and the tokenizer; returns its record.
+
+    `task` None is what the model was trained for. `texts` calibrate `int8_static`. The record has `file`, `format`,
+    `dtype`, `task`, and `bytes` of the graph with its weights. Raises ModelError for an architecture, head or pooling
+    that is not there, weights that do not fit config.json, and values too large for fp16; DataError for
+    `int8_static` without texts.
+    """
+    folder = read_folder(model_dir)
+    source = _Source.open(folder, task)
+    with log.progress(f"onnx {settings.dtype}", 1, "file") as progress:
+        products = _products(source, settings, texts)
+        model = source.build(products)
+        out.mkdir(parents=True, exist_ok=True)
+        _write(model, out, _metadata(source, settings, provenance or {}))
+        progress.update(1)
+    for name in COPIED:
+        if (model_dir / name).is_file():
+            (out / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(model_dir / name, out / name)
+    write_atomic(out / "config.json", (model_dir / "config.json").read_bytes())
+    size = sum((out / name).stat().st_size for name in (MODEL, DATA) if (out / name).is_file())
+    return {"file": MODEL, "format": "onnx", "dtype": settings.dtype, "task": source.task, "bytes": size}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model folder, read as one architecture for one task."""
+
+    folder: ModelFolder
+    body: Body
+    config: dict[str, Any]
+    checkpoint: Checkpoint
+    task: Task
+    pooling: Pooling | None
+    normalize: bool
+
+    @classmethod
+    def open(cls, folder: ModelFolder, task: Task | None) -> "_Source":
+        body = _body(folder)
+        checkpoint = open_checkpoint(folder.path)
+        task = task or task_of(folder.config)
+        pooling: Any = sentence_pooling(folder.path, "the ONNX graph") if task == "feature-extraction" else None
+        return cls(
+            folder=folder,
+            body=body,
+            config=body.config(folder.config),
+            checkpoint=replace(checkpoint, tensors=_renamed(checkpoint, body)),
+            task=task,
+            pooling=pooling,
+            normalize="Normalize" in sentence_steps(folder.path)[0],
+        )
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of the longest text. RoBERTa's first positions belong to no token."""
+        positions: int = self.config["max_position_embeddings"]
+        return positions - (self.config["pad_token_id"] + 1 if self.body.skips_positions else 0)
+
+    def build(self, products: Products, observer: Observer | None = None) -> EncoderGraph:
+        """The graph with its outputs. Raises ModelError as `export_encoder`."""
+        graph = EncoderGraph(self.checkpoint, self.config, products, observer=observer)
+        add_outputs(graph, self.body.build(graph), self.task, self.pooling, normalize=self.normalize)
+        self._check_all_used(graph)
+        return graph
+
+    def _check_all_used(self, graph: EncoderGraph) -> None:
+        unused = (*UNUSED, *HEAD) if self.task == "feature-extraction" else UNUSED
+        names = (name for name in self.checkpoint.tensors if name not in graph.used)
+        left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in unused)]
+        if left:
+            raise ModelError(
+                f"{self.folder.path}: by config.json {len(left)} tensors have no place in a {self.task} graph of "
+                f"{self.config['model_type']}: {', '.join(sorted(left)[:5])}"
+            )
+
+
+def _body(folder: ModelFolder) -> Body:
+    model_type = folder.config.get("model_type")
+    if model_type not in BODIES:
+        classes = ", ".join(folder.config.get("architectures") or ["no class named"])
+        raise ModelError(
+            f"{folder.path}: {model_type!r} ({classes}) is no encoder that can be exported to ONNX; supported: "
+            f"{', '.join(sorted(BODIES))}; decoders are exported with the task text-generation-with-past"
+        )
+    return BODIES[model_type]
+
+
+def _renamed(checkpoint: Checkpoint, body: Body) -> dict[str, Any]:
+    renamed = {}
+    for name, tensor in checkpoint.tensors.items():
+        for other, usual in body.known.renames:
+            name = re.sub(other, usual, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _products(source: _Source, settings: EncoderSettings, texts: Sequence[str]) -> Products:
+    if settings.dtype == "int8":
+        return DynamicInt8()
+    if settings.dtype != "int8_static":
+        return Float(TensorProto.FLOAT if settings.dtype == "fp32" else TensorProto.FLOAT16)
+    if not texts:
+        raise DataError("int8_static needs texts to calibrate on; give training texts, or export int8")
+    inputs: dict[str, str] = {}
+    graph = source.build(Float(), inputs.__setitem__)
+    model = graph.graph.model(MODEL, _producer(), {})
+    for value in dict.fromkeys(inputs.values()):
+        model.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = _feeds(source, texts, {each.name for each in session.get_inputs()})
+    return StaticInt8(ranges=find_ranges(Runs(session, inputs, feeds), settings.calibrate_method))
+
+
+def _feeds(source: _Source, texts: Sequence[str], names: set[str]) -> list[dict[str, np.ndarray]]:
+    """What the graph is given for each text, cut to the length that the model takes."""
+    tokenizer = Tokenizer.from_str(json.dumps(source.folder.tokenizer))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(min(source.n_ctx, CALIBRATION_TOKENS))
+    feeds = []
+    for text in texts:
+        ids = np.array([tokenizer.encode(text).ids], np.int64)
+        every = {IDS: ids, MASK: np.ones_like(ids), TYPES: np.zeros_like(ids)}
+        feeds.append({name: every[name] for name in names})
+    return feeds
+
+
+CALIBRATION_TOKENS = 512
+"""Longest text to calibrate on."""
+
+
+def _producer() -> tuple[str, str]:
+    return "edgeft", __version__
+
+
+def _metadata(source: _Source, settings: EncoderSettings, provenance: Mapping[str, str]) -> dict[str, str]:
+    known: dict[str, str] = {"task": source.task, "dtype": settings.dtype, "n_ctx": str(source.n_ctx)}
+    if settings.dtype == "int8_static":
+        known["calibrate_method"] = settings.calibrate_method
+    return {f"edgeft.{key}": str(value) for key, value in {**known, **provenance}.items()}
+
+
+def _write(graph: EncoderGraph, out: Path, metadata: dict[str, str]) -> None:
+    """model.onnx, and its weights in a file of their own where they are too many."""
+    model = graph.graph.model(graph.config["model_type"], _producer(), metadata)
+    n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if n_bytes > LARGEST_FILE_BYTES:
+        with writing(out / DATA, durable=False) as data, data.open("wb") as file:
+            for tensor in model.graph.initializer:
+                _move_out(tensor, file)
+    with writing(out / MODEL, durable=False) as path:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _move_out(tensor: onnx.TensorProto, file: Any) -> None:
+    """Append the tensor's bytes to `file` and leave a reference to them."""
+    start = file.tell()
+    file.write(tensor.raw_data)
+    for key, value in {"location": DATA, "offset": start, "length": len(tensor.raw_data)}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
