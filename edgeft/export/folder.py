@@ -19,6 +19,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER_BYTES = 100_000_000
 # bfloat16 has no numpy type: its bits are read as uint16 and widened.
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+BUFFERS = ("position_ids", "token_type_ids", ".attn.bias")
+"""Ends of the names of what older checkpoints of BERT and GPT-2 hold beside weights: numbered positions, masks."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, each checked to lie whole inside it; nothing but the header is read.
+    """The weights in one safetensors file, each checked to lie whole inside it; nothing but the header is read.
 
     Raises ModelError when the file is missing, damaged or cut short.
     """
@@ -159,7 +161,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     except ValueError:
         raise ModelError(f"{path}: damaged (its header is not JSON); copy or save it again") from None
     header.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + n_header, size) for name, entry in header.items()}
+    weights = {n: entry for n, entry in header.items() if entry["dtype"] in DTYPES or not n.endswith(BUFFERS)}
+    return {name: _stored(path, name, entry, 8 + n_header, size) for name, entry in weights.items()}
 
 
 class _Config(dict[str, Any]):

@@ -8,11 +8,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgeft.errors import EdgeftError, ModelError, UsageError
 from edgeft.runtime import load
 from tests.lively import make_lively_llama
 from tests.tiny import make_tiny_llama
+from tests.tiny_models import make_model
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -191,16 +193,12 @@ def pickle_only(folder: Path) -> None:
 
 
 def without_tensor(folder: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors")
 
 
 def large_weight(folder: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 1e5
     save_file(tensors, folder / "model.safetensors")
@@ -208,8 +206,6 @@ def large_weight(folder: Path) -> None:
 
 def same_name(folder: Path) -> None:
     """Three more rows than tokens, and a token called as the exporter calls the last of them."""
-    from safetensors.numpy import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[name] = np.concatenate([tensors[name], tensors[name][:3]])
@@ -291,6 +287,15 @@ def test_bad_folders_are_refused(fault: str, model_folder: Path, tmp_path: Path,
     with pytest.raises(ModelError, match=said):
         write(folder, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_numbered_positions_are_no_weights(tmp_path: Path, write: Any) -> None:
+    """BERT checkpoints of older versions hold them, as 64-bit integers."""
+    folder = make_model(tmp_path / "model", "bert")
+    plain = write(folder, tmp_path / "plain.gguf").read_bytes()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "embeddings.position_ids": np.arange(256)[None]}, folder / "model.safetensors")
+    assert write(folder, tmp_path / "numbered.gguf").read_bytes() == plain
 
 
 def test_weights_beyond_half_precision(model_folder: Path, tmp_path: Path, write: Any) -> None:

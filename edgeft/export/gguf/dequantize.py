@@ -22,7 +22,7 @@ from edgeft.errors import ModelError, UsageError
 from edgeft.export.folder import read_folder
 from edgeft.export.gguf.architectures import TensorRule
 from edgeft.export.gguf.architectures.base import unchanged
-from edgeft.export.gguf.model_config import config_of
+from edgeft.export.gguf.model_config import config_of, pooling_files
 from edgeft.export.gguf.model_tokenizer import tokenizer_files
 from edgeft.export.gguf.read import GgufFile, open_gguf
 from edgeft.export.gguf.verify import verify_vocabulary
@@ -49,13 +49,14 @@ def import_gguf(path: Path, out: Path, *, dtype: str = "float32", log: Log) -> N
     config, architecture = config_of(file, dtype)
     rules = list(architecture.tensors({**architecture.defaults, **config}))
     _check_tensors(file, rules)
-    contents = {"config.json": config, **tokenizer_files(file.header)}
+    contents = {"config.json": config, **tokenizer_files(file.header), **pooling_files(file)}
     with refused_writes(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as temporary:
             folder = Path(temporary) / "model"
             folder.mkdir()
             for name, content in contents.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             if template := file.header.get("tokenizer.chat_template"):
                 (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -1,65 +1,52 @@
 """tokenizer.json, tokenizer_config.json and generation_config.json for the `tokenizer.*` keys of a GGUF file.
 
-Two families, as in the exporter: byte-level BPE, and sentencepiece's BPE, whose merges are found again from the
-scores (llama.cpp joins the neighbours whose joined piece scores highest). Whether the ids are the same is not taken
-on trust: `edgeft.export.gguf.verify` compares them.
+The families of the exporter: byte-level BPE, sentencepiece's BPE, whose merges are found again from the scores
+(llama.cpp joins the neighbours whose joined piece scores highest), its unigram model, and WordPiece. Whether the ids
+are the same is not taken on trust: `edgeft.export.gguf.verify` compares them.
 """
 
+import base64
 from typing import Any
 
 from gguf import TokenType
 
 from edgeft.errors import ModelError
+from edgeft.export.gguf.tokenizers.base import SPACE
+from edgeft.export.gguf.tokenizers.byte_level import MASK_EATS_SPACE
+from edgeft.export.gguf.tokenizers.pretokenizers import WORDS, definition_of
+from edgeft.export.gguf.tokenizers.sentencepiece import PHI3_KEEPS_SPACE
+from edgeft.export.gguf.tokenizers.wordpiece import PREFIX
 from edgeft.runtime.gguf_format import Header
+from edgeft.runtime.llama_vocabulary import NORMALIZER_KEY
 
-SPACE = "▁"
-NORMALIZER_KEY = "edgeft.normalizer"  # what our exporter says of a normalizer llama.cpp does not have: NFC
 ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-BYTES = WORDS | {"use_regex": False}
-DIGITS = {"type": "Digits", "individual_digits": True}
-
-
-def _split(pattern: str) -> list[dict[str, Any]]:
-    return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, BYTES]
-
-
-RULES: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [WORDS],
-    "trillion": [WORDS],
-    "smollm": [DIGITS, WORDS],
-    "starcoder": [DIGITS, WORDS],
-    "llama-bpe": _split(LLAMA3),
-    "llama3": _split(LLAMA3),
-    "dbrx": _split(LLAMA3),
-    "qwen2": _split(QWEN2),
-    "stablelm2": _split(QWEN2),
-}
-"""llama.cpp's name of a pre-tokenizer -> the steps that split the same."""
-IGNORE_MERGES = ("llama-bpe", "llama3")
-NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+NAMES = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls", "mask": "mask",
+}  # fmt: skip
 STOPS = ("eos", "eot", "eom")
 
 
 def tokenizer_files(header: Header) -> dict[str, dict[str, Any]]:
-    """{file name: content}. Raises ModelError, naming the kind or rule, for a tokenizer that is not BPE or whose
+    """{file name: content}. Raises ModelError, naming the kind or rule, for a tokenizer of another family or whose
     splitting rule is unknown."""
     kind = header.get("tokenizer.ggml.model")
     if kind not in FAMILIES:
-        raise ModelError(f"{header.path}: a tokenizer of the kind {kind!r} cannot be imported; only gpt2 and llama")
+        raise ModelError(
+            f"{header.path}: a tokenizer of the kind {kind!r} cannot be imported; only {', '.join(FAMILIES)}"
+        )
     tokens = _texts(header)
     types = list(header.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens))
+    # What llama.cpp does by the names of a model and of a pre-tokenizer.
+    strips_right = any(name in str(header.get("general.name", "")).lower() for name in ("phi-3", "phi3"))
+    strips_left = "<mask>" if header.get("tokenizer.ggml.pre") == MASK_EATS_SPACE.name else None
     added = [
         {
             "id": index,
             "content": tokens[index],
             "special": types[index] != TokenType.USER_DEFINED,
-            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+            **dict.fromkeys(("single_word", "normalized"), False),
+            "lstrip": tokens[index] == strips_left,
+            "rstrip": strips_right and tokens[index] not in PHI3_KEEPS_SPACE,
         }
         for index in range(len(tokens))
         if types[index] in ADDED
@@ -95,17 +82,16 @@ def _model(tokens: list[str], types: list[int], merges: list[str], **fields: Any
 
 def _byte_level(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
     rule = header.get("tokenizer.ggml.pre")
-    if rule not in RULES:
-        raise ModelError(
-            f"{header.path}: the splitting rule {rule!r} (tokenizer.ggml.pre) cannot be imported; "
-            f"only {', '.join(RULES)}"
-        )
+    found = definition_of(rule)
+    if found is None:
+        raise ModelError(f"{header.path}: the splitting rule {rule!r} (tokenizer.ggml.pre) cannot be imported")
+    steps, pre = found
     merges = [merge.decode(errors="replace") for merge in header.get("tokenizer.ggml.merges")]
     return {
         "normalizer": {"type": "NFC"} if header.get(NORMALIZER_KEY) == "NFC" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": RULES[rule]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": WORDS,
-        "model": _model(tokens, types, merges, ignore_merges=rule in IGNORE_MERGES),
+        "model": _model(tokens, types, merges, ignore_merges=pre.ignore_merges),
     }
 
 
@@ -131,7 +117,61 @@ def _sentencepiece(header: Header, tokens: list[str], types: list[int]) -> dict[
     }
 
 
-FAMILIES = {"gpt2": _byte_level, "llama": _sentencepiece}
+def _unigram(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    charsmap = header.get("tokenizer.ggml.precompiled_charsmap")
+    folded = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(charsmap or b"")).decode()}
+    runs = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    spaces = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
+    scores = header.get("tokenizer.ggml.scores")
+    if scores is None:
+        raise ModelError(f"{header.path}: tokenizer.ggml.scores is missing")
+    used = max(index for index, kind in enumerate(types) if kind != TokenType.UNUSED) + 1
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*([folded] if charsmap else []), strip, runs]},
+        "pre_tokenizer": spaces,
+        "decoder": spaces,
+        "model": {
+            "type": "Unigram",
+            "unk_id": header.get("tokenizer.ggml.unknown_token_id"),
+            "vocab": [[text, score] for text, score in zip(tokens[:used], scores, strict=False)],
+            "byte_fallback": False,
+        },
+    }
+
+
+def _word_piece(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """llama.cpp marks the beginning of a word, BERT everything else."""
+
+    def spelled(index: int) -> str:
+        text = tokens[index]
+        if types[index] != TokenType.NORMAL:
+            return text
+        return text.removeprefix(SPACE) if text.startswith(SPACE) else PREFIX + text
+
+    kept = [index for index, kind in enumerate(types) if kind != TokenType.UNUSED]
+    unknown = header.get("tokenizer.ggml.unknown_token_id")
+    return {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": header.get("tokenizer.ggml.normalizer.strip_accents"),
+            "lowercase": header.get("tokenizer.ggml.normalizer.lowercase", True),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": PREFIX, "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": None if unknown is None else tokens[unknown],
+            "continuing_subword_prefix": PREFIX,
+            "max_input_chars_per_word": 100,
+            "vocab": {spelled(index): index for index in kept},
+        },
+    }
+
+
+FAMILIES = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram, "bert": _word_piece}
 
 
 def _merges(header: Header, tokens: list[str], types: list[int]) -> list[str]:
@@ -180,7 +220,9 @@ def _post_processor(header: Header, tokens: list[str]) -> dict[str, Any] | None:
 def _tokenizer_config(header: Header, tokens: list[str]) -> dict[str, Any]:
     ids = {ours: header.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in NAMES.items()}
     named = {f"{ours}_token": tokens[index] for ours, index in ids.items() if index is not None}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+    found = definition_of(header.get("tokenizer.ggml.pre", ""))
+    cleans = found is not None and found[1].clean_spaces
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": cleans, **named}
 
 
 def _generation_config(header: Header) -> dict[str, Any]:

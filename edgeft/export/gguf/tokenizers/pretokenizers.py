@@ -117,6 +117,15 @@ _WRITTEN: dict[tuple[Step, ...], tuple[PreTokenizer, ...]] = {
 }
 """By definition; each row's names split alike and differ in what else they switch on."""
 
+OTHER_NAMES = {
+    "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "jina-v2-code": "gpt-2",
+}  # fmt: skip
+"""What llama.cpp calls the same rule in other files."""
+
+WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES = WORDS | {"use_regex": False}
+"""GPT-2's rule with its bytes, and bytes alone, as a `tokenizer.json` writes them."""
+
 
 def find_pre_tokenizer(tokenizer: dict[str, Any], *, clean_spaces: bool = False) -> PreTokenizer:
     """llama.cpp's pre-tokenizer for the splitting rule of a byte-level `tokenizer.json`.
@@ -134,6 +143,17 @@ def find_pre_tokenizer(tokenizer: dict[str, Any], *, clean_spaces: bool = False)
         )
     ignores = ignores_merges(tokenizer)
     return min(names, key=lambda one: (one.ignore_merges != ignores, one.clean_spaces != clean_spaces))
+
+
+def definition_of(name: str) -> tuple[list[dict[str, Any]], PreTokenizer] | None:
+    """The steps of a `tokenizer.json` that split as llama.cpp's pre-tokenizer `name`, and what else that switches
+    on; None for a name without a row here."""
+    name = OTHER_NAMES.get(name, name)
+    rows = [(steps, one) for steps, names in _WRITTEN.items() for one in names if one.name == name]
+    if not rows:
+        return None
+    steps, found = rows[0]
+    return [_written(*step) for step in steps] + ([] if GPT2 in steps else [BYTES]), found
 
 
 def ignores_merges(tokenizer: dict[str, Any]) -> bool:
@@ -166,6 +186,15 @@ def _step(part: dict[str, Any]) -> Step | None:
         if pattern is not None and (part["behavior"], part.get("invert", False)) in KEEPS_MATCHES:
             return (kind, pattern)
     return (kind, json.dumps(part, sort_keys=True))
+
+
+def _written(kind: str, value: Any = None) -> dict[str, Any]:
+    """A step as a `tokenizer.json` has it."""
+    if kind == "Split":
+        return {"type": kind, "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
+    if kind == "Digits":
+        return {"type": kind, "individual_digits": value}
+    return {"type": kind, "behavior": value} if kind == "Punctuation" else WORDS
 
 
 def _canonical_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
