@@ -162,12 +162,12 @@ def head_inputs(
     return hidden, weight, head.bias if whole or head.bias is None else head.bias[:vocabulary]
 
 
-def add_projection(student: Any, teacher: Any) -> None:
-    """Give the student a trained map from its hidden states to the teacher's, where their widths differ (Jiao et al.
-    2020, "TinyBERT", eq. 8). Take it off with `remove_projection` before the student is saved."""
-    narrow, wide = (m.config.get_text_config().hidden_size for m in (student, teacher))
-    if narrow != wide:
-        student.add_module(PROJECTION, torch.nn.Linear(narrow, wide, bias=False))
+def add_projection(student: Any, width: int) -> None:
+    """Give the student a trained map from its hidden states to a teacher's of `width` E, where that is not its own
+    (Jiao et al. 2020, "TinyBERT", eq. 8). Take it off with `remove_projection` before the student is saved."""
+    narrow = student.config.get_text_config().hidden_size
+    if narrow != width:
+        student.add_module(PROJECTION, torch.nn.Linear(narrow, width, bias=False))
 
 
 def remove_projection(student: Any) -> None:

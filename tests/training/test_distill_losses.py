@@ -240,7 +240,7 @@ def test_a_head_that_caps_its_logits_is_distilled_too() -> None:
 def test_hidden_states_are_matched_through_a_projection() -> None:
     """Oracle: the definition, over transformers' last hidden states."""
     student, teacher, batch = _llama(0, 32), _llama(1, 48), _batch()
-    add_projection(student, teacher)
+    add_projection(student, 48)
     plain = distillation_loss_sum(Objective(), 97, Teacher(teacher, 97))(student, batch)
     both = distillation_loss_sum(Objective(hidden_weight=0.5), 97, Teacher(teacher, 97))(student, batch)
     states = []
