@@ -84,9 +84,10 @@ SPINE = (
         ("model", "bench", "seed"),
         ("base",),
         packages=(*TORCH, "scikit-learn"),
+        version=2,
     ),
-    Step("bench", ("data", "export"), ("export", "bench", "seed"), (), "gguf", ("llama-cpp-python",)),
-    Step("gate", ("parity", "baseline", "bench"), ("gate",), extra="gguf", stops=False),
+    Step("bench", ("data", "export"), ("export", "bench", "seed"), (), "gguf", ("llama-cpp-python",), version=2),
+    Step("gate", ("parity", "baseline", "bench"), ("gate",), ("gate",), extra="gguf", stops=False),
     Step(
         "report",
         ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),
@@ -230,6 +231,8 @@ def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:
         if recipe.model.chat_template not in (None, "chatml", "plain"):
             files["model.chat_template"] = recipe.resolve(str(recipe.model.chat_template))
         return files
+    if group == "gate":
+        return {"gate.baseline": recipe.baseline_file} if recipe.baseline_file else {}
     prepare = recipe.pretrain.prepare if recipe.pretrain else recipe.data.prepare
     if prepare is None:
         return {f"data.{name}": recipe.resolve(path) for name, path in recipe.data.files().items()}

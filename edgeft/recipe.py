@@ -15,6 +15,7 @@ from edgeft.bench.budgets import parse_budget
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
 
+BASELINE = "baseline"
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -84,7 +85,8 @@ class Recipe(Section):
     bench: Bench = Bench()
     """Accuracy and speed of the file that ships."""
     gate: dict[str, str] = Field({})
-    """Budgets: a metric and `<op> number[unit]`, e.g. `exact_match: ">= 0.90"`, `size_bytes: "<= 8MB"`."""
+    """Budgets: a metric and `<op> number[unit]`, e.g. `exact_match: ">= 0.90"`, `size_bytes: "<= 8MB"`. The key
+    `baseline` names a JSON file of `edgeft bench --save-baseline`, for budgets like `">= 0.95x baseline"`."""
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -100,10 +102,15 @@ class Recipe(Section):
     def _budgets(cls, gate: dict[str, str]) -> dict[str, str]:
         problems = []
         for metric, text in gate.items():
+            if metric == BASELINE:
+                continue
             try:
-                parse_budget(metric, text)
+                budget = parse_budget(metric, text)
             except UsageError as error:
                 problems.append(str(error))
+            else:
+                if budget.factor and BASELINE not in gate:
+                    problems.append(f"gate.{metric}: {text!r} needs a baseline; name its file under gate.{BASELINE}")
         if problems:
             raise ValueError("\n".join(problems))
         return gate
@@ -118,6 +125,16 @@ class Recipe(Section):
             if problems:
                 raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def budgets(self) -> dict[str, str]:
+        """The budgets of `gate`, by metric."""
+        return {metric: text for metric, text in self.gate.items() if metric != BASELINE}
+
+    @property
+    def baseline_file(self) -> Path | None:
+        """The stored baseline that budgets are held against. Raises RecipeError on an unset variable."""
+        return self.resolve(self.gate[BASELINE]) if BASELINE in self.gate else None
 
     @property
     def folder(self) -> Path:

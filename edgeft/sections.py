@@ -430,6 +430,9 @@ class Latency(Section):
 class Bench(Section):
     """Accuracy and speed of the file that ships, in its real runtime."""
 
+    files: Literal["all", "shipped"] = "all"
+    """Files measured: every exported one, so that the report can set them side by side, or the one that ships, which
+    is the one budgets are about."""
     metrics: list[BenchMetric] = Field(default=["exact_match"], min_length=1)
     """What is scored on the test set."""
     json_schema: dict[str, Any] | None = None

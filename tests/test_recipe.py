@@ -102,6 +102,7 @@ def test_an_alias_bomb_is_refused() -> None:
         ("gate: {exact_match: '0.9'}", "r.yaml:4: gate.exact_match: '0.9' is not a budget"),
         ("gate:\n  kl_mean: '<= 1'\n  size_bytes: '<= 8ms'", "r.yaml:6: gate.size_bytes: '<= 8ms'"),
         ("name: store", "r.yaml:4: name: given twice"),
+        ("gate: {size_bytes: '<= 1x baseline'}", "needs a baseline; name its file under gate.baseline"),
         ("gate: {exact_mach: '>= 0.9'}", "gate.exact_mach: unknown metric; did you mean exact_match?"),
         ("pretrain: {}", "`train` and `pretrain` cannot both be in one recipe"),
         ("seed: 1\nseed: 2", "r.yaml:5: seed: given twice (first on line 4)"),

@@ -124,8 +124,8 @@ def read_results(path: Path) -> Results:
     """What a run measured: `path` is a run's folder (stage folders in it) or one bench.json.
 
     Drops and parity are read where their stages are beside the bench stage, with `<form>/<metric>` for every form
-    that parity compared and `<file>/size_bytes` for every exported file. Raises ArtifactError when there is no
-    bench.json or a file cannot be read.
+    that parity compared and `<file>/<metric>` for every other file that was measured. Raises ArtifactError when there
+    is no bench.json or a file cannot be read.
     """
     file = path if path.is_file() else path / "bench" / "bench.json"
     if not file.is_file() and (path / "bench.json").is_file():
@@ -148,6 +148,10 @@ def _of_each_file(run: Path) -> dict[str, Measured]:
         for row in read_json(forms)["rows"]:
             numbers = {name: value for name, value in row.items() if type(value) in (int, float)}
             measured |= {f"{row['form']}/{name}": Measured(float(value)) for name, value in numbers.items()}
+    if (others := run / "bench" / "others.json").is_file():
+        for other in read_json(others):
+            stem = Path(other["file"]).stem
+            measured |= {f"{stem}/{name}": Measured(float(value)) for name, value in other["metrics"].items()}
     if (files := run / "export" / "files.json").is_file():
         measured |= {f"{Path(e['file']).stem}/size_bytes": Measured(float(e["bytes"])) for e in read_json(files)}
     return measured

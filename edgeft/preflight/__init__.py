@@ -143,8 +143,10 @@ def _baseline(job: _Job) -> Estimate:
 
 
 def _bench(job: _Job) -> Estimate:
-    section, shape = job.recipe.bench, job.shape
-    size = _file_bytes(job, job.recipe.export.shipped)
+    section, shape, export = job.recipe.bench, job.shape, job.recipe.export
+    measured = [entry.ftype for entry in export.gguf] if section.files == "all" else [export.shipped]
+    sizes = [_file_bytes(job, ftype) for ftype in measured]
+    size = max(sizes)
     ram = RUNTIME_BYTES + size + section.n_ctx * shape.hidden_size * shape.num_hidden_layers * 4
     if job.tokens is None:
         return Estimate(1e6, ram, None)
@@ -154,8 +156,8 @@ def _bench(job: _Job) -> Estimate:
     generated = tested * min(section.max_new_tokens, job.tokens.answer) + timed * latency.n_gen
     read = (tested + timed) * job.tokens.per_test_example
     rate = PROMPT_FLOPS_PER_S * (section.n_threads or physical_cores())
-    seconds = generated * decode_seconds(size) + read * 2 * shape.n_params / rate
-    return Estimate(7e4 + 200 * tested, ram, _minutes(seconds))
+    seconds = sum(generated * decode_seconds(each) + read * 2 * shape.n_params / rate for each in sizes)
+    return Estimate((7e4 + 200 * tested) * len(sizes), ram, _minutes(seconds))
 
 
 def _file_bytes(job: _Job, ftype: str) -> float:

@@ -1,4 +1,4 @@
-"""Stage `bench`: accuracy and speed of the file that ships, in its real runtime."""
+"""Stage `bench`: accuracy and speed of the file that ships, and of the others beside it, in their real runtime."""
 
 import json
 from dataclasses import fields
@@ -18,12 +18,14 @@ from edgeft.stages._json import write_json, write_lines
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
-    """Write bench.json (scores, intervals, raw latency samples) and predictions.jsonl.
+    """Write bench.json (scores, intervals, raw latency samples) and predictions.jsonl of the file that ships, and
+    others.json, a list of the same for the other files where the recipe asks for all.
 
-    Reads test.jsonl of `data` and the shipping file of `export`. Raises RuntimeFault when the runtime crashes
-    on the file, UsageError when no test prompt fits the context window.
+    Reads test.jsonl of `data` and the files of `export`. Raises RuntimeFault when the runtime crashes on a file,
+    UsageError when no test prompt fits the context window.
     """
-    path = shipping_file(inputs["export"], recipe.export.shipped)
+    export = inputs["export"]
+    path = shipping_file(export, recipe.export.shipped)
     section = recipe.bench
     settings = BenchSettings(
         **scoring_keys(section),
@@ -37,6 +39,12 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     result = bench_file(path, examples, settings, seed=recipe.seed, log=log)
     write_json(out / "bench.json", result.to_json())
     write_lines(out / "predictions.jsonl", result.evaluation.predictions())
+    others = [each for each in exported_files(export).values() if each != path] if section.files == "all" else []
+    measured = [
+        bench_file(each, examples, settings, seed=recipe.seed, with_roofline=False, log=log).to_json()
+        for each in others
+    ]
+    write_json(out / "others.json", measured)
     return result.flat()
 
 
@@ -47,9 +55,13 @@ def scoring_keys(section: Bench) -> dict[str, Any]:
 
 def shipping_file(export: Artifact, ftype: str) -> Path:
     """Path of the exported file of this ftype. Raises ArtifactError when the artifact lists none."""
+    files = exported_files(export)
+    if ftype not in files:
+        raise ArtifactError(f"{export.path}: files.json lists no {ftype} file, only {', '.join(files)}; export again")
+    return files[ftype]
+
+
+def exported_files(export: Artifact) -> dict[str, Path]:
+    """{ftype: path} of everything exported, in the recipe's order."""
     entries = json.loads(export.file("files.json").read_bytes())
-    for entry in entries:
-        if entry["ftype"] == ftype:
-            return export.file(entry["file"])
-    known = ", ".join(entry["ftype"] for entry in entries)
-    raise ArtifactError(f"{export.path}: files.json lists no {ftype} file, only {known}; export again")
+    return {entry["ftype"]: export.file(entry["file"]) for entry in entries}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from edgeft.artifact import Artifact
+from edgeft.bench.baseline import Baseline
 from edgeft.bench.gate import collect, judge
 from edgeft.console import Log
 from edgeft.errors import GateFailed
@@ -13,18 +14,16 @@ from edgeft.stages._json import write_json
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
-    """Write verdict.json. Raises GateFailed, after that, when a budget is broken.
+    """Write verdict.json. Raises GateFailed, after that, when a budget is broken; ArtifactError when the recipe's
+    baseline is none.
 
     The pipeline keeps the verdict all the same, lets the report be made and ends with exit code 3.
     """
-    verdict = judge(
-        recipe.gate,
-        collect(
-            json.loads(inputs["bench"].file("bench.json").read_bytes()),
-            json.loads(inputs["baseline"].file("baseline.json").read_bytes()),
-            inputs["parity"].metrics,
-        ),
-    )
+    bench = json.loads(inputs["bench"].file("bench.json").read_bytes())
+    untuned = json.loads(inputs["baseline"].file("baseline.json").read_bytes())
+    stored = recipe.baseline_file
+    against = Baseline.read(stored, bench["latency"]["host"]) if stored else None
+    verdict = judge(recipe.budgets, collect(bench, untuned, inputs["parity"].metrics), against)
     write_json(out / "verdict.json", verdict.to_json())
     if not verdict.passed:
         raise GateFailed(failed_text(verdict.to_json()))

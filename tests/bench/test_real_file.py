@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgeft.artifact import write_manifest
+from edgeft.bench.baseline import save_baseline
 from edgeft.bench.examples import Example
 from edgeft.bench.file import BenchResult, BenchSettings, bench_file
 from edgeft.bench.gate import judge_folder
@@ -99,8 +100,10 @@ def test_the_stages_from_file_to_report(folder: Path, examples: list[Example], t
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.jsonl").write_text("\n".join(lines))
     size = (folder / "export" / "tiny-F32.gguf").stat().st_size
+    (folder / "export" / "copy.gguf").write_bytes((folder / "export" / "tiny-F32.gguf").read_bytes())
     entry = {"file": "tiny-F32.gguf", "format": "gguf", "ftype": "F32", "bytes": size}
-    (folder / "export" / "files.json").write_text(json.dumps([entry]))
+    copy = {"file": "copy.gguf", "format": "gguf", "ftype": "F16", "bytes": size}
+    (folder / "export" / "files.json").write_text(json.dumps([copy, entry]))
     (tmp_path / "export").symlink_to(folder / "export")
     rows = [{"form": "tiny-F32", "ok": True, "kl_mean": 0.001}]
     for stage, content in (("parity", {"rows": rows}), ("baseline", {"metrics": [], "forms": []})):
@@ -114,6 +117,8 @@ def test_the_stages_from_file_to_report(folder: Path, examples: list[Example], t
     metrics = bench.run(recipe, inputs, tmp_path / "bench", silent_log())
     assert metrics["exact_match"] == 0.75
     inputs["bench"] = write_manifest(tmp_path / "bench", "bench", "bench", metrics)
+    (other,) = json.loads((tmp_path / "bench" / "others.json").read_text())
+    assert (other["file"], other["metrics"]["exact_match"]) == ("copy.gguf", 0.75)
     rows = [json.loads(line) for line in (tmp_path / "bench" / "predictions.jsonl").read_text().splitlines()]
     assert [row["outcomes"]["exact_match"] for row in rows] == [1, 1, 1, 0]
 
@@ -127,6 +132,14 @@ def test_the_stages_from_file_to_report(folder: Path, examples: list[Example], t
     for path in (tmp_path, tmp_path / "bench", tmp_path / "bench" / "bench.json"):
         assert judge_folder(path, passing).passed
         assert not judge_folder(path, {"kl_mean": "<= 0.0001"}).passed
+
+    host = json.loads((tmp_path / "bench" / "bench.json").read_text())["latency"]["host"]
+    save_baseline(tmp_path / "base.json", {"size_bytes": size - 1.0, "exact_match": 0.7}, host, file="before.gguf")
+    against = {"size_bytes": "<= baseline", "exact_match": ">= baseline", "baseline": str(tmp_path / "base.json")}
+    (tmp_path / "against").mkdir()
+    with pytest.raises(GateFailed, match="FAIL: 1 of 2 budgets not met: size_bytes"):
+        gate.run(_recipe(against), inputs, tmp_path / "against", silent_log())
+    assert judge_folder(tmp_path, {"copy/exact_match": ">= 0.70"}).passed
 
     (tmp_path / "report").mkdir()
     report.run(recipe, inputs, tmp_path / "report", silent_log())
