@@ -26,6 +26,6 @@ def roundings_of(model: Any, grids: Mapping[str, SourceGrid]) -> dict[str, Round
             "trained for, leave the recipe's recover section out"
         )
     return {
-        names[id(parameters[source])]: Rounding(grid.kind, grid.importance, grid.transposed)
+        names[id(parameters[source])]: Rounding(grid.grid, grid.importance, grid.transposed)
         for source, grid in grids.items()
     }

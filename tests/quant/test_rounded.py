@@ -4,22 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.func import functional_call
 
 from edgeft.console import silent_log
-from edgeft.errors import ModelError, TrainingError
+from edgeft.errors import ModelError, TrainingError, UsageError
 from edgeft.export.folder import open_checkpoint, read_folder
 from edgeft.export.gguf.architectures.layout import lay_out
 from edgeft.export.gguf.grids import source_grids
 from edgeft.export.gguf.read import open_gguf
 from edgeft.export.gguf.write import write_gguf
+from edgeft.export.onnx.export import export_onnx
+from edgeft.export.onnx.settings import OnnxSettings
+from edgeft.export.onnx.source_grids import onnx_source_grids
 from edgeft.quant.calibration import Calibration
 from edgeft.quant.collect import collect_imatrix
 from edgeft.quant.ggml import GgmlType
 from edgeft.quant.grids.fake import round_rows
-from edgeft.quant.grids.onnx import MatMulNBits
+from edgeft.quant.grids.onnx import MatMulNBits, Packed, dequantize
 from edgeft.quant.imatrix import Imatrix
 from edgeft.quant.rounded import LowRank, RoundedModel, Rounding
 from edgeft.stages._grids import roundings_of
@@ -153,6 +157,49 @@ def test_stacks_of_experts_are_refused(tmp_path: Path) -> None:
         source_grids(layout, "Q4_0")
 
 
+ONNX = [
+    OnnxSettings("int4", 32),
+    OnnxSettings("int4", 128, symmetric=False),
+    OnnxSettings("int8", 32),
+    OnnxSettings("int4", 32, head_dtype="int8"),
+]
+
+
+@pytest.mark.parametrize("settings", ONNX, ids=lambda settings: settings.name)
+def test_a_graphs_matrices_are_what_training_saw(wide: Path, tmp_path: Path, settings: OnnxSettings) -> None:
+    check_graph(wide, tmp_path, settings)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3"])
+def test_graphs_of_transposed_and_fused_matrices(kind: str, tmp_path: Path) -> None:
+    check_graph(make_model(tmp_path / "model", kind), tmp_path, OnnxSettings("int4", 32))
+
+
+def test_graphs_in_float16_are_refused(wide: Path) -> None:
+    with pytest.raises(UsageError, match=r"float16 graph cannot be trained for; take activations: float32"):
+        onnx_source_grids(wide, OnnxSettings("int4", activations="float16"))
+
+
+def check_graph(folder: Path, out: Path, settings: OnnxSettings) -> None:
+    """As `check_file`, for the folder onnxruntime reads: codes, scales and zero points against the rounded weights."""
+    model = load_model(folder)
+    grids = onnx_source_grids(folder, settings)
+    seen = train_one_step(folder, RoundedModel(model, roundings_of(model, grids)), out / "recovered")
+    (record,) = export_onnx(out / "recovered", out, entries=[settings], provenance={}, log=silent_log(), n_threads=1)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out / record["file"]).graph.initializer}
+    sources = {rule.name: rule.sources for rule in lay_out(read_folder(folder), open_checkpoint(folder)).rules}
+    n_read = 0
+    for name in [name.removesuffix(".codes") for name in tensors if name.endswith(".codes")]:
+        parts = [source for part in name.split("+") for source in sources[part]]
+        expected = np.concatenate([seen[source].T if grids[source].transposed else seen[source] for source in parts])
+        grid = grids[parts[0]].grid
+        assert isinstance(grid, MatMulNBits)
+        packed = Packed(tensors[f"{name}.codes"], tensors[f"{name}.scales"], tensors.get(f"{name}.zero_points"))
+        np.testing.assert_array_equal(dequantize(packed, grid, expected.shape[1]), expected, err_msg=name)
+        n_read += len(parts)
+    assert n_read == len(grids) > 8
+
+
 def importance_of(folder: Path) -> Imatrix:
     layout = lay_out(read_folder(folder), open_checkpoint(folder))
     calibration = Calibration((tuple(range(5, 69)),), ("ids",))
@@ -165,17 +212,7 @@ def check_file(folder: Path, out: Path, ftype: str, *, lora: LowRank | None, **s
     model = load_model(folder)
     layout = lay_out(read_folder(folder), open_checkpoint(folder))
     roundings = roundings_of(model, source_grids(layout, ftype, **settings))
-    rounded = RoundedModel(model, roundings, lora=lora)
-    optimizer = torch.optim.AdamW(rounded.parameters(), lr=0.01)
-    loss_of(rounded.rounded()).backward()
-    optimizer.step()
-    rounded.settle()
-    seen = {name: p.detach().numpy().copy() for name, p in rounded.rounded().state_dict().items()}
-    (out / "recovered").mkdir()
-    rounded.unround().save_pretrained(out / "recovered")
-    for path in folder.glob("*token*"):
-        (out / "recovered" / path.name).write_bytes(path.read_bytes())
-    (out / "recovered/chat_template.jinja").write_bytes((folder / "chat_template.jinja").read_bytes())
+    seen = train_one_step(folder, RoundedModel(model, roundings, lora=lora), out / "recovered")
     write_gguf(
         out / "recovered",
         out / "m.gguf",
@@ -194,3 +231,17 @@ def check_file(folder: Path, out: Path, ftype: str, *, lora: LowRank | None, **s
             np.testing.assert_array_equal(file.read(rule.name), expected.astype(np.float32), err_msg=rule.name)
             n_rounded += file.header.tensors[rule.name].type_name != "F32"
     assert n_rounded == len(roundings) > 8
+
+
+def train_one_step(folder: Path, rounded: RoundedModel, out: Path) -> dict[str, np.ndarray]:
+    """Write the model of `folder`, trained, to `out`, unrounded; returns its weights as they are rounded."""
+    optimizer = torch.optim.AdamW(rounded.parameters(), lr=0.01)
+    loss_of(rounded.rounded()).backward()
+    optimizer.step()
+    rounded.settle()
+    seen = {name: p.detach().numpy().copy() for name, p in rounded.rounded().state_dict().items()}
+    rounded.unround().save_pretrained(out)
+    for path in folder.iterdir():
+        if not (out / path.name).exists():
+            (out / path.name).write_bytes(path.read_bytes())
+    return seen

@@ -15,17 +15,18 @@ from edgeft.export.gguf.architectures.base import unchanged
 from edgeft.export.gguf.architectures.layout import Layout
 from edgeft.export.gguf.write import targets_of, types_of
 from edgeft.quant.ggml import GgmlType
+from edgeft.quant.grids.onnx import MatMulNBits
 from edgeft.quant.imatrix import Imatrix
 
 
 @dataclass(frozen=True)
 class SourceGrid:
-    """The type of a tensor in the file, with the importance (columns,) it is rounded by; `transposed`: the file's
+    """The grid of a tensor in the file, with the importance (columns,) it is rounded by; `transposed`: the file's
     rows are the last axis of the checkpoint's tensor."""
 
-    kind: GgmlType
-    importance: np.ndarray | None
+    grid: GgmlType | MatMulNBits
     transposed: bool
+    importance: np.ndarray | None = None
 
 
 def source_grids(
@@ -38,18 +39,25 @@ def source_grids(
     """
     grids = {}
     for target in targets_of(layout, ftype, types_of(layout, ftype, imatrix, types), imatrix):
-        if target.slot.kind == GgmlType.F32:
-            continue
-        importance = None if target.importance is None else target.importance.reshape(-1)
-        (source,) = target.rule.sources if len(target.rule.sources) == 1 else (None,)
-        transposed = None if source is None else _is_transposed(target.rule)
-        if source is None or transposed is None:
-            raise ModelError(
-                f"{target.rule.name} is made of {len(target.rule.sources)} tensors, or with its columns in another "
-                "order: its grid cannot be trained for; leave the recipe's recover section out"
-            )
-        grids[source] = SourceGrid(target.slot.kind, importance, transposed)
+        if target.slot.kind != GgmlType.F32:
+            source, transposed = whole_source(target.rule)
+            importance = None if target.importance is None else target.importance.reshape(-1)
+            grids[source] = SourceGrid(target.slot.kind, transposed, importance)
     return grids
+
+
+def whole_source(rule: TensorRule) -> tuple[str, bool]:
+    """The one tensor of the checkpoint whose rows, in any order, `rule` makes; and whether its columns are the rows.
+
+    Raises ModelError when there is none: then the tensor has no grid in the checkpoint's own terms.
+    """
+    transposed = _is_transposed(rule) if len(rule.sources) == 1 else None
+    if transposed is None:
+        raise ModelError(
+            f"{rule.name} is made of {len(rule.sources)} tensors, or with its columns in another order: its grid "
+            "cannot be trained for; leave the recipe's recover section out"
+        )
+    return rule.sources[0], transposed
 
 
 def _is_transposed(rule: TensorRule) -> bool | None:
