@@ -8,17 +8,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeft.bundle.contents import Extras, base_licence, generation_defaults, shipped_entry
+from edgeft.bundle.contents import Extras, base_licence, entry_folder, generation_defaults, kind_of, shipped_entry
 from edgeft.bundle.run import Run
-from edgeft.report.markdown import to_markdown
 from edgeft.report.numbers import count, size
 
 LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
 
 
 def model_card(run: Run, extras: Extras) -> str:
-    """The card as Markdown. A run without a report gives a card without numbers, which says so."""
-    report = run.json("report", "report.json") or {}
+    """The card as Markdown, the run's own report behind it. A run without one gives a card that says so."""
     entry = shipped_entry(run, extras.file)
     sections = [
         _head(run, extras, entry),
@@ -27,23 +25,24 @@ def model_card(run: Run, extras: Extras) -> str:
         "## Use",
         _use(run, entry),
         "## Limits",
-        _bullets(limits(run, report, entry)),
+        _bullets(limits(run, entry)),
         "## Licence",
         _licence(run, extras),
         "## Energy",
         energy(run),
     ]
-    if report:
-        sections.append(to_markdown(report).partition("\n\n")[2].rstrip())
+    report = run.stages.get("report")
+    if report and "report.md" in report.files:
+        sections.append(report.file("report.md").read_text(encoding="utf-8").partition("\n\n")[2].rstrip())
     return "\n\n".join(sections) + "\n"
 
 
-def limits(run: Run, report: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[str]:
+def limits(run: Run, entry: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers do not say, one sentence each."""
     values, bench = run.values, run.json("bench", "bench.json")
     if not bench:
         yield "Its accuracy and speed were not measured."
-    elif bench["file"] != entry["file"]:
+    elif bench["file"] not in (entry["file"], entry_folder(entry)):
         yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file in this bundle."
     else:
         n = bench["accuracy"]["n"]
@@ -59,7 +58,7 @@ def limits(run: Run, report: Mapping[str, Any], entry: Mapping[str, Any]) -> Ite
         yield f"It was trained on conversations of at most {count(values['data.max_length'])} tokens."
     if values.get("bench.n_ctx"):
         yield f"It was measured with a context of {count(values['bench.n_ctx'])} tokens."
-    verdict = report.get("verdict")
+    verdict = run.json("gate", "verdict.json")
     if verdict and not verdict["passed"]:
         yield "IT MISSED BUDGETS OF ITS RECIPE; see Verdict."
 
@@ -94,10 +93,9 @@ def _task(run: Run) -> str:
 
 def _what(run: Run, entry: Mapping[str, Any]) -> str:
     config = run.json(run.model.stage, "config.json") or {}
-    kind = entry.get("ftype") or entry.get("name") or entry["format"]
     return (
         f"A {config.get('model_type', 'transformer')} model fine-tuned with edgeft for one task, as {entry['file']} "
-        f"({kind}, {size(entry['bytes'])})."
+        f"({kind_of(entry)}, {size(entry['bytes'])})."
     )
 
 

@@ -69,31 +69,40 @@ def collect(run: Run, extras: Extras) -> list[Item]:
 
 
 def shipped_entry(run: Run, wanted: str | None = None) -> dict[str, Any]:
-    """The row of files.json that ships, or the one `wanted` names by file, ftype or name.
+    """The row of files.json that ships, or the one `wanted` names by file, folder or type.
 
     Raises UsageError when there is none.
     """
     entries: list[dict[str, Any]] = run.json("export", "files.json")
     wanted = wanted or run.values.get("export.ship") or str(entries[-1]["file"])
     for entry in entries:
-        if wanted in (entry["file"], entry.get("ftype"), entry.get("name")):
+        if wanted in (entry["file"], entry_folder(entry), kind_of(entry)):
             return entry
-    known = ", ".join(str(entry.get("ftype") or entry["file"]) for entry in entries)
+    known = ", ".join(entry_folder(entry) or kind_of(entry) for entry in entries)
     raise UsageError(f"{wanted}: the run exported no such file, only {known}")
+
+
+def entry_folder(entry: Mapping[str, Any]) -> str | None:
+    """The folder of a model in several files; None where it is one file."""
+    folder, inside, _ = str(entry["file"]).partition("/")
+    return folder if inside else None
+
+
+def kind_of(entry: Mapping[str, Any]) -> str:
+    """Type of the weights: llama.cpp's `ftype`, or the `dtype` of an ONNX graph."""
+    return str(entry.get("ftype") or entry.get("dtype") or entry["format"])
 
 
 def model_items(run: Run, wanted: str | None) -> Iterator[Item]:
     """The exported file, or every file of the exported folder."""
     entry, export = shipped_entry(run, wanted), run.stages["export"]
-    name = str(entry["file"]).rstrip("/")
-    if name in export.files:
-        yield Item(f"model/{name}", export.path / name, "model")
+    folder = entry_folder(entry)
+    if folder is None:
+        yield Item(f"model/{entry['file']}", export.file(entry["file"]), "model")
         return
-    inside = [file for file in export.files if file.startswith(f"{name}/")]
-    if not inside:
-        raise UsageError(f"{export.path}: files.json names {name}, which is not there; run the recipe again")
-    for file in inside:
-        yield Item(f"model/{file.removeprefix(f'{name}/')}", export.path / file, "model")
+    for file in export.files:
+        if file.startswith(f"{folder}/"):
+            yield Item(f"model/{file.removeprefix(f'{folder}/')}", export.path / file, "model")
 
 
 def generation_defaults(run: Run) -> dict[str, Any]:

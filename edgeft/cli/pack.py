@@ -7,6 +7,7 @@ import click
 from edgeft.cli._options import json_option
 from edgeft.cli._output import print_json, size
 
+LAYOUTS = ("ollama", "huggingface", "peft", "genai", "transformers.js")
 ROLES = ("generation", "schema", "grammar", "labels", "calibration")
 
 
@@ -27,6 +28,7 @@ def command(name: str, text: str) -> click.Command:
         "--with", "given", type=(click.Choice(ROLES), click.Path(path_type=Path)), multiple=True, metavar="ROLE FILE",
         help=f"Use this file for a role: {', '.join(ROLES)}.",
     )  # fmt: skip
+    @click.option("--layout", type=click.Choice(LAYOUTS), help="Write a folder for this program, not a bundle.")
     @click.option("--failed", is_flag=True, help="Pack even a run that missed its budgets.")
     @json_option
     def pack_command(
@@ -38,6 +40,7 @@ def command(name: str, text: str) -> click.Command:
         licence: str | None,
         texts: tuple[Path, ...],
         given: tuple[tuple[str, Path], ...],
+        layout: str | None,
         failed: bool,
         as_json: bool,
     ) -> None:
@@ -46,6 +49,14 @@ def command(name: str, text: str) -> click.Command:
         from edgeft.bundle.run import read_run
 
         extras = Extras(chosen, licence, texts, dict(given))
+        if layout is not None:
+            from edgeft.bundle.layouts import write_layout
+
+            if folder or sign or given or as_json:
+                raise click.UsageError("--layout goes with --file, --license and --license-file only")
+            write_layout(read_run(run), layout, out, extras)
+            click.echo(f"{out}: a folder for {layout}")
+            return
         manifest = pack(read_run(run), out, extras, key=sign, folder=folder, failed=failed)
         n_bytes = sum(record.bytes for record in manifest.files.values())
         if as_json:

@@ -14,14 +14,7 @@ BENCH = {
     "accuracy": {"n": 20, "scores": [SCORE], "cut_by_length": 0, "prompts_too_long": 0},
     "latency": {"energy": {"joules": 1.5, "sources": ["RAPL package-0"], "absent": ""}},
 }  # fmt: skip
-REPORT = {
-    "format": 1, "recipe": {"name": "home", "base": "edgeft/nano", "ship": "Q8_0"},
-    "data": {"train": {"examples": 2, "tokens": 20, "loss_tokens": 4, "longest": 12, "dropped": 0, "truncated": 0}},
-    "data_check": None, "training": None, "files": None, "parity": None, "latency": None, "provenance": {},
-    "accuracy": {"metrics": ["label_accuracy"], "rows": [
-        {"form": "file", "label": "fine-tuned file, Q8_0", "note": "", "n": 20, "scores": [SCORE]}]},
-    "verdict": None,
-}  # fmt: skip
+REPORT = "# home\n\n## Accuracy\n\n|  | n | label_accuracy |\n|---|---:|---:|\n| file | 20 | 0.900 [0.700, 0.970] |\n"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 TEMPLATE = (
     "{% for message in messages %}"
@@ -74,7 +67,7 @@ def make_run(folder: Path, *, model: bytes = b"GGUF weights", passed: bool | Non
     if passed is not None:
         verdict = {"passed": passed, "rows": [{"metric": "label_accuracy", "ok": passed}]}
         stage(folder, "gate", {"verdict.json": verdict}, {}, {"stage bench": bench})
-    stage(folder, "report", {"report.json": REPORT}, {}, {"stage bench": bench})
+    stage(folder, "report", {"report.json": {"format": 1}, "report.md": REPORT.encode()}, {}, {"stage bench": bench})
     return folder
 
 

@@ -15,7 +15,7 @@ from edgeft.bundle.run import read_run
 from edgeft.errors import ArtifactError, GateFailed, UsageError
 from edgeft.runtime.bundle import Bundle, check_bundle, open_bundle
 from edgeft.runtime.bundle_manifest import FORMAT
-from tests.bundle.handmade import LABELS, REPORT, SYSTEM, make_run
+from tests.bundle.handmade import LABELS, SYSTEM, make_run
 
 
 def packed(run: Path, out: Path, extras: Extras = Extras(), **options: Any) -> Bundle:  # noqa: B008
@@ -38,7 +38,7 @@ def test_every_part_is_there(bundle: Bundle) -> None:
     assert bundle.json("generation") == {"temperature": 0.0, "max_new_tokens": 8, "n_ctx": 256, "system": SYSTEM}
     assert bundle.json("labels") == sorted(LABELS)
     assert bundle.json("schema") == {"type": "string"}
-    assert bundle.json("report") == REPORT
+    assert bundle.json("report") == {"format": 1}
     assert sorted(path.name for path in bundle.path.glob("tokenizer/*")) == ["tokenizer.json", "tokenizer_config.json"]
     template = bundle.file("chat_template")
     assert template is not None
@@ -115,8 +115,8 @@ def test_a_classifier_has_the_labels_of_its_head(tmp_path: Path) -> None:
 
 
 def test_a_model_of_several_files_is_a_folder(tmp_path: Path) -> None:
-    entries = [{"file": "home-int4", "format": "onnx", "name": "int4-32", "bytes": 9}]
-    exported = {"home-int4/model.onnx": b"graph", "home-int4/genai_config.json": b"{}"}
+    entries = [{"file": "int4-32/model.onnx", "format": "onnx", "dtype": "int4", "bytes": 9, "min_ort": "1.22"}]
+    exported = {"int4-32/model.onnx": b"graph", "int4-32/genai_config.json": b"{}"}
     bundle = packed(make_run(tmp_path / "home", entries=entries, exported=exported), tmp_path / "a.edgeft")
     assert bundle.model == bundle.path / "model"
     assert sorted(path.name for path in bundle.model.iterdir()) == ["genai_config.json", "model.onnx"]

@@ -1,0 +1,112 @@
+"""Folders that other programs load: Ollama, transformers, peft and llama.cpp, onnxruntime-genai, transformers.js."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeft.bundle.card import model_card
+from edgeft.bundle.contents import Extras, entry_folder, generation_defaults, model_items, shipped_entry
+from edgeft.bundle.ollama import modelfile
+from edgeft.bundle.run import Run
+from edgeft.errors import UsageError
+from edgeft.runtime.bundle_folder import write_folder
+from edgeft.runtime.header import check_gguf
+
+ONNX_MARKS = {"genai": "genai_config.json", "transformers.js": "onnx"}
+"""What an exported ONNX folder has when it is in that layout."""
+
+
+def write_layout(run: Run, layout: str, out: Path, extras: Extras) -> None:
+    """Write the new folder `out` in one of LAYOUTS, a model card in each.
+
+    Raises UsageError when the run has nothing for that layout, BundleError when `out` exists, ArtifactError when the
+    disk refuses.
+    """
+    fill = LAYOUTS[layout]
+
+    def write(folder: Path) -> None:
+        fill(run, folder, extras)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(model_card(run, extras), encoding="utf-8")
+        for text in extras.license_files:
+            _copy(text, folder / text.name)
+
+    write_folder(out, write)
+
+
+def _ollama(run: Run, folder: Path, extras: Extras) -> None:
+    """Modelfile and GGUF: `ollama create NAME -f Modelfile`."""
+    entry = shipped_entry(run, extras.file)
+    if entry["format"] != "gguf":
+        raise UsageError(f"Ollama loads GGUF files, not {entry['format']}; choose one with --file")
+    (item,) = model_items(run, extras.file)
+    path = run.stages["export"].file(entry["file"])
+    texts = {file.name: _text(file) for file in extras.license_files}
+    content = modelfile(path.name, check_gguf(path), generation_defaults(run), texts)
+    (folder / "Modelfile").write_text(content, encoding="utf-8")
+    _copy(Path(str(item.content)), folder / path.name)
+
+
+def _huggingface(run: Run, folder: Path, extras: Extras) -> None:
+    """The final model, merged and not quantized, as transformers loads it."""
+    for name in run.model.files:
+        _copy(run.model.path / name, folder / name)
+
+
+def _peft(run: Run, folder: Path, extras: Extras) -> None:
+    """The adapter alone, as peft loads it onto the base; provenance.json says which base that is, by sha256."""
+    train = run.stages.get("train")
+    names = [name for name in train.files if name.startswith("adapter/")] if train else []
+    if not train or not names:
+        raise UsageError("the run trained no adapter (train.method: full); take the whole model: --layout huggingface")
+    for name in names:
+        _copy(train.path / name, folder / name.removeprefix("adapter/"))
+    _copy(run.model.file("provenance.json"), folder / "provenance.json")
+
+
+def _onnx(layout: str) -> Callable[[Run, Path, Extras], None]:
+    def fill(run: Run, folder: Path, extras: Extras) -> None:
+        """The exported folder that is in this layout already."""
+        prefix, mark = "model/", ONNX_MARKS[layout]
+        items = list(model_items(run, _entry_in(run, mark) if extras.file is None else extras.file))
+        names = {item.name.removeprefix(prefix) for item in items}
+        if not any(name == mark or name.startswith(f"{mark}/") for name in names):
+            raise UsageError(f"the exported file has no {mark}; export one with `layout: {layout}` in `export.onnx`")
+        for item in items:
+            _copy(Path(str(item.content)), folder / item.name.removeprefix(prefix))
+
+    return fill
+
+
+def _entry_in(run: Run, mark: str) -> str | None:
+    """The last exported folder that holds `mark`."""
+    folders = [entry_folder(entry) for entry in run.json("export", "files.json")]
+    names = [f"{name}/" for name in run.stages["export"].files]
+    found = [folder for folder in folders if any(name.startswith(f"{folder}/{mark}/") for name in names)]
+    return found[-1] if found else None
+
+
+LAYOUTS: dict[str, Callable[[Run, Path, Extras], None]] = {
+    "ollama": _ollama,
+    "huggingface": _huggingface,
+    "peft": _peft,
+    "genai": _onnx("genai"),
+    "transformers.js": _onnx("transformers.js"),
+}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise UsageError(f"{source}: no such file") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text; save it as UTF-8") from None
