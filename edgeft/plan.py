@@ -43,6 +43,8 @@ class Step:
 # Recipe values that only say where a file is: its content counts instead, for the stages that read it.
 PATHS = (
     "model.base",
+    "distill.teacher",
+    "distill.student.base",
     *(f"{section}.prepare.{name}" for section in ("data", "pretrain") for name in ("script", "inputs")),
 )
 TORCH = ("torch", "transformers")
@@ -96,7 +98,12 @@ SPINE = (
     ),
 )
 # Stages a recipe may put behind `merge`, in this order: each makes a model folder of the one before.
-AFTER_MERGE: tuple[Step, ...] = ()
+AFTER_MERGE: tuple[Step, ...] = (
+    Step(
+        "distill", ("data",), ("model", "data.max_length", "train", "merge", "distill", "seed"), ("base", "distill"),
+        packages=TORCH, resumable=True,
+    ),
+)  # fmt: skip
 # Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.
 CLASSIFIER = (
     DATA,
@@ -233,6 +240,8 @@ def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:
         return files
     if group == "gate":
         return {"gate.baseline": recipe.baseline_file} if recipe.baseline_file else {}
+    if group == "distill":
+        return {name: recipe.resolve(path) for name, path in recipe.distilled_from().items()}
     prepare = recipe.pretrain.prepare if recipe.pretrain else recipe.data.prepare
     if prepare is None:
         return {f"data.{name}": recipe.resolve(path) for name, path in recipe.data.files().items()}

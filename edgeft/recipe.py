@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from edgeft.bench.budgets import parse_budget
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
+from edgeft.sections_distill import Distill
 
 BASELINE = "baseline"
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -78,6 +79,8 @@ class Recipe(Section):
     """Training a base model from nothing."""
     merge: Merge = Merge()
     """The adapter folded into the base."""
+    distill: Distill | None = None
+    """A smaller model that learns from the one training made, or that one from a larger."""
     export: Export = Export()
     """The files to make."""
     parity: Parity = Parity()
@@ -153,6 +156,14 @@ class Recipe(Section):
         if not folder.is_dir():
             raise ModelError(f"model.base: {folder} is not a folder; give {NANO} or a Hugging Face model folder")
         return folder
+
+    def distilled_from(self) -> dict[str, str]:
+        """The model folders `distill` names, by key."""
+        section = self.distill
+        if section is None:
+            return {}
+        named = {"distill.teacher": section.teacher, "distill.student.base": section.student and section.student.base}
+        return {key: path for key, path in named.items() if path}
 
     @classmethod
     def build(cls, content: dict[str, Any], folder: Path) -> "Recipe":

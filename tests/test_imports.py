@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
     "sections": (set(), {"pydantic"}),
-    "recipe": ({"errors", "bench.budgets", "sections"}, {"pydantic"}),
+    "sections_distill": ({"sections"}, {"pydantic"}),
+    "recipe": ({"errors", "bench.budgets", "sections", "sections_distill"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store"}, set()),
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "stages": (
         {
             "artifact", "bench", "console", "data", "errors", "export", "parity", "quant", "recipe", "report",
-            "sections", "training", "training_memory",
+            "sections", "sections_distill", "training", "training_memory",
         },
         TORCH | {"sklearn"},
     ),
