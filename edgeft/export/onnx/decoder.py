@@ -46,6 +46,7 @@ class _Builder:
     def build(self) -> None:
         graph, decoder = self.graph, self.decoder
         self.places: Sequence = sequence(graph)
+        graph.output("logits", self.kind, ["batch_size", "num_logits", decoder.n_vocab])
         self.rotary = Rotary(graph, decoder, self.places, self.kind)
         self.windows = {
             window: window_bias(graph, self.places, window, self.kind)
@@ -157,7 +158,6 @@ class _Builder:
             logits = self._scaled(logits, 1 / cap, "head.divided")
             logits = self._scaled(self.graph.node("Tanh", [logits], "head.tanh"), cap, "head.capped")
         self.graph.rename(logits, "logits")
-        self.graph.output("logits", self.kind, ["batch_size", "num_logits", self.decoder.n_vocab])
 
     def _add(self, states: str, norm: str, name: str) -> None:
         """What a block made is to be added to the sum, normed before that where the model has such a norm."""

@@ -18,6 +18,11 @@ COPIED = (
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int4": "_q4"}
 """transformers.js' file names (`src/utils/dtypes.js`); int4 in float16 is `_q4f16`."""
 
+GENAI_TYPES = {
+    "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
+}  # fmt: skip
+"""What onnxruntime-genai 0.18 runs as one decoder. Any other is given it as `llama`: the type changes nothing else."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -70,7 +75,7 @@ def genai_config(folder: ModelFolder, decoder: Decoder) -> dict[str, Any]:
     tokens = {f"{token}_token_id": value for token, value in ids.items() if value is not None}
     return {
         "model": {
-            "type": config["model_type"],
+            "type": config["model_type"] if config["model_type"] in GENAI_TYPES else "llama",
             "vocab_size": decoder.n_vocab,
             "context_length": decoder.n_context,
             "pad_token_id": pad if pad is not None else end,

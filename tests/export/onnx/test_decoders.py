@@ -1,0 +1,80 @@
+"""The fp32 graph of every architecture against transformers: logits, and greedy tokens of padded batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeft.console import silent_log
+from edgeft.export.onnx.export import export_onnx
+from edgeft.export.onnx.settings import OnnxSettings
+from tests.export.onnx.sessions import empty, greedy, open_graph, prompts, run, torch_greedy, torch_logits
+from tests.tiny_models import DECODERS, make_model
+
+SUPPORTED = [kind for kind in DECODERS if kind != "qwen3_moe"]
+TOLERANCE = 1e-4
+"""Of logits of magnitude 5 to 18, after two to seven layers in float32."""
+
+
+def export(kind: str, folder: Path, **settings: Any) -> tuple[Any, Any]:
+    """The model in torch and its graph in onnxruntime."""
+    from transformers import AutoModelForCausalLM
+
+    make_model(folder / "model", kind)
+    [record] = export_onnx(
+        folder / "model", folder, entries=[OnnxSettings(**settings)], provenance={}, log=silent_log()
+    )
+    return AutoModelForCausalLM.from_pretrained(folder / "model").eval(), open_graph(folder / record["file"])
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_logits_and_greedy_tokens_are_transformers(kind: str, tmp_path: Path) -> None:
+    model, session = export(kind, tmp_path, dtype="fp32")
+    ids, mask = prompts(model.config.get_text_config().vocab_size)
+    tokens, logits = greedy(session, ids, mask)
+    seen = mask.astype(bool)
+    assert np.abs(logits - torch_logits(model, ids, mask))[seen].max() < TOLERANCE
+    assert np.array_equal(tokens, torch_greedy(model, ids, mask))
+    alone, _ = greedy(session, ids[:1], mask[:1])
+    assert np.array_equal(alone, torch_greedy(model, ids[:1], mask[:1]))
+
+
+def test_positions_are_the_callers(tmp_path: Path) -> None:
+    """Ids of one sequence at positions that leave a gap, as transformers rotates them."""
+    import torch
+
+    model, session = export("llama", tmp_path, dtype="fp32")
+    ids, mask = (array[:1] for array in prompts(model.config.vocab_size))
+    positions = np.arange(40)[None] * 3
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    [logits] = session.run(["logits"], given | empty(session, 1))
+    with torch.no_grad():
+        wanted = model(torch.tensor(ids), position_ids=torch.tensor(positions)).logits.numpy()
+    assert np.abs(logits - wanted).max() < TOLERANCE
+
+
+def test_a_prompt_may_come_in_pieces_and_be_padded_behind(tmp_path: Path) -> None:
+    model, session = export("smollm2", tmp_path, dtype="fp32")
+    ids, mask = prompts(model.config.vocab_size)
+    whole = torch_logits(model, ids[:1], mask[:1])
+    _, past = run(session, ids[:1, :15], mask[:1, :15], {})
+    rest, _ = run(session, ids[:1, 15:], mask[:1], past)
+    assert np.abs(rest - whole[:, 15:]).max() < TOLERANCE
+    behind = np.ones_like(mask[:1])
+    behind[:, 30:] = 0
+    logits, past = run(session, ids[:1], behind, {})
+    assert np.abs(logits[:, :30] - whole[:, :30]).max() < TOLERANCE
+    following, _ = run(session, ids[:1, 30:31], np.concatenate([behind, [[1]]], axis=1), past)
+    assert np.abs(following[:, 0] - whole[:, 30]).max() < TOLERANCE
+
+
+def test_only_the_logits_asked_for_are_made(tmp_path: Path) -> None:
+    model, session = export("smollm2", tmp_path, dtype="fp32")
+    ids, mask = prompts(model.config.vocab_size)
+    [keep] = session.get_overridable_initializers()
+    assert keep.name == "num_logits_to_keep"
+    logits, _ = run(session, ids, mask, {})
+    last, _ = run(session, ids, mask, {keep.name: np.array(2)} | empty(session, len(ids)))
+    assert last.shape[1] == 2
+    assert np.array_equal(last, logits[:, -2:])
