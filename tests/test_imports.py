@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "yaml12": (set(), {"yaml"}),
     "sections": (set(), {"pydantic"}),
     "sections_distill": ({"sections"}, {"pydantic"}),
-    "recipe": ({"errors", "bench.budgets", "sections", "sections_distill"}, {"pydantic"}),
+    "sections_recover": ({"sections"}, {"pydantic"}),
+    "recipe": ({"errors", "bench.budgets", "sections", "sections_distill", "sections_recover"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store"}, set()),
@@ -51,11 +52,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "console", "errors", "quant", "runtime"},
         {"numpy", "gguf", "llama_cpp", "onnx", "onnxruntime", "tokenizers"},
     ),
-    "parity": ({"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH),
+    "parity": (
+        {"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH | {"onnx", "onnxruntime"},
+    ),
     "stages": (
         {
             "artifact", "bench", "console", "data", "errors", "export", "parity", "quant", "recipe", "report",
-            "sections", "sections_distill", "training", "training_memory",
+            "sections", "sections_distill", "sections_recover", "training", "training_memory",
         },
         TORCH | {"sklearn"},
     ),

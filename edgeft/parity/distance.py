@@ -24,12 +24,14 @@ class Distance:
     """99th percentile, nats."""
     greedy_prefix: float
     """Share of the reference's answer (its end counts as a token) before the first other token, mean."""
+    logit_difference_max: float
+    """Largest |reference - form| of any logit."""
     worst_top1: int
     worst_kl: int
 
     def to_json(self) -> dict[str, float | None]:
-        """The four numbers; None where a number is not finite."""
-        names = ("top1_agreement", "kl_mean", "kl_p99", "greedy_prefix")
+        """The five numbers; None where a number is not finite."""
+        names = ("top1_agreement", "kl_mean", "kl_p99", "greedy_prefix", "logit_difference_max")
         values = {name: float(getattr(self, name)) for name in names}
         return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
@@ -49,6 +51,7 @@ def distance(cases: Sequence[Case], reference: Taken, form: Taken) -> Distance:
         kl_mean=float(everywhere.mean()),
         kl_p99=float(np.quantile(everywhere, 0.99)),
         greedy_prefix=float(np.mean(prefixes)),
+        logit_difference_max=max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs),
         worst_top1=int(np.argmin([row.mean() for row in agreements])),
         worst_kl=int(np.argmax([row.mean() for row in divergences])),
     )
