@@ -53,7 +53,7 @@ def collect(run: Run, extras: Extras) -> list[Item]:
         "generation": generation_defaults(run),
         "schema": run.recipe().get("bench", {}).get("json_schema"),
         "labels": labels(run),
-        "calibration": (run.json("bench", "bench.json") or {}).get("calibration"),
+        "calibration": calibration(run),
     }
     for role, value in own.items():
         if value is not None and role not in extras.files:
@@ -129,6 +129,13 @@ def labels(run: Run) -> list[str] | None:
         return None
     found = {messages[-1]["content"] for messages in _training_messages(run)}
     return sorted(found) if 0 < len(found) <= MAX_LABELS else None
+
+
+def calibration(run: Run) -> dict[str, Any] | None:
+    """The confidence below which the recipe abstains, and how far confidence was right; None when neither is there."""
+    measured = (run.json("bench", "bench.json") or {}).get("accuracy", {}).get("reliability")
+    threshold = run.values.get("bench.abstain_below")
+    return ({"threshold": threshold} if threshold else {}) | ({"reliability": measured} if measured else {}) or None
 
 
 def recipe_record(run: Run) -> dict[str, Any]:

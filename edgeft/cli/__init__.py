@@ -29,6 +29,12 @@ COMMANDS = {
     "compare": ("compare", "Say which of two files is faster, or that neither is."),
     "gate": ("gate", "Judge measurements against budgets."),
     "report": ("report", "Show what a run measured."),
+    "pack": ("pack", "Make a bundle of a run, or a folder another program loads."),
+    "verify": ("verify", "Check a bundle's files and who signed it."),
+    "unpack": ("verify", "Write a bundle as a folder, once it is checked."),
+    "diff": ("diff", "Say what differs between two bundles or GGUF files."),
+    "reproduce": ("reproduce", "Run a bundle's recipe again and compare the bytes."),
+    "keygen": ("keygen", "Make a key pair to sign bundles with."),
     "recipe": ("recipe", "Show a recipe in full, or the schema of recipes."),
 }
 
