@@ -58,7 +58,7 @@ TRAIN = Step(
 )  # fmt: skip
 MERGE = Step(
     "merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",),
-    packages=(*TORCH, "peft", "bitsandbytes"), version=2,
+    packages=(*TORCH, "peft", "bitsandbytes"), version=3,
 )  # fmt: skip
 SPINE = (
     DATA,
@@ -102,6 +102,10 @@ AFTER_MERGE: tuple[Step, ...] = (
     Step(
         "distill", ("data",), ("model", "data.max_length", "train", "merge", "distill", "seed"), ("base", "distill"),
         packages=TORCH, resumable=True,
+    ),
+    Step(
+        "recover", ("data",), ("export", "recover", "seed"), extra="train,gguf",
+        packages=(*TORCH, "gguf", "llama-cpp-python"), resumable=True,
     ),
 )  # fmt: skip
 # Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.

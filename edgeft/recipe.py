@@ -15,6 +15,7 @@ from edgeft.bench.budgets import parse_budget
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
 from edgeft.sections_distill import Distill
+from edgeft.sections_recover import Recover
 
 BASELINE = "baseline"
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -57,6 +58,26 @@ def training_problems(train: Train, data: Data) -> list[str]:
     return problems
 
 
+def recovery_problems(recover: Recover, train: Train, export: Export) -> list[str]:
+    """What in the recovery section does not go with the rest."""
+    if "classification" in (phase.objective for phase in train.phases()):
+        return ["recover: a classifier has no next token to compare; take the section out"]
+    ftypes = [entry.ftype for entry in export.gguf]
+    target = recover.target or export.shipped
+    if target not in ftypes:
+        return [f"recover.target: {target} is not among the files of export.gguf ({', '.join(ftypes)})"]
+    problems = []
+    if target in ("F32", "F16", "BF16"):
+        problems.append(f"recover.target: {target} has no grid to train for; name a quantized file of export.gguf")
+    for entry in export.gguf:
+        if entry.rounding == "feedback" or (entry.ftype == "auto" and target != "auto"):
+            problems.append(
+                f"recover: the file {entry.ftype} is rounded with error feedback, away from the grid that was "
+                "trained for; take it out, or its `rounding`"
+            )
+    return problems
+
+
 def _absent() -> Any:
     """None under a type that is not optional: `Recipe._complete` lets only pre-training recipes keep it."""
     return None
@@ -81,6 +102,8 @@ class Recipe(Section):
     """The adapter folded into the base."""
     distill: Distill | None = None
     """A smaller model that learns from the one training made, or that one from a larger."""
+    recover: Recover | None = None
+    """Training against the grid of an exported file, so that rounding costs less."""
     export: Export = Export()
     """The files to make."""
     parity: Parity = Parity()
@@ -125,6 +148,8 @@ class Recipe(Section):
             raise ValueError(problem)
         if self.train is not None:
             problems = training_problems(self.train, self.data)
+            if self.recover is not None:
+                problems += recovery_problems(self.recover, self.train, self.export)
             if problems:
                 raise ValueError("\n".join(problems))
         return self

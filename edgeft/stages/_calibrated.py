@@ -13,18 +13,20 @@ from edgeft.export.folder import open_checkpoint, read_folder
 from edgeft.export.gguf.architectures.layout import Layout, lay_out
 from edgeft.export.gguf.export import Settings
 from edgeft.export.gguf.tensor_types import tensor_types
-from edgeft.quant.auto import GgufTensor, auto_mix
+from edgeft.quant.auto import GgufTensor, Mix, auto_mix
 from edgeft.quant.calibration import Calibration
 from edgeft.quant.collect import collect_imatrix, folder_calibration
-from edgeft.quant.imatrix import Imatrix
+from edgeft.quant.imatrix import Imatrix, read_imatrix, write_imatrix
 from edgeft.quant.moments import collect_moments
-from edgeft.quant.planner import write_plan
+from edgeft.quant.planner import read_plan, write_plan
 from edgeft.quant.rounding import FeedbackRounder
 from edgeft.recipe import Recipe
 from edgeft.sections import Gguf
+from edgeft.stages._model import recovered_for
 from edgeft.training.models import load_model
 
 CHUNK_SIZE = 512
+IMATRIX, MIX = "imatrix.gguf", "mix.json"
 MIX_OF = "Q4_K_M"
 """Where a mix starts: its bytes unless the recipe says otherwise, and its types for what cannot be measured."""
 
@@ -32,16 +34,49 @@ MIX_OF = "Q4_K_M"
 def calibrated_settings(recipe: Recipe, model: Path, data: Artifact, out: Path, log: Log) -> dict[str, Settings]:
     """By ftype, for the entries of `export.gguf` that ask for more than llama.cpp's own rules.
 
-    Writes the plan of a mix to out/mix.json. Raises DataError without anything to calibrate on, ModelError for a
-    model that cannot be loaded or overflows, UsageError for a mix whose limits cannot be met.
+    A model that `recover` trained for one of them gets what it was trained for. Writes the plan of a mix to
+    out/mix.json. Raises DataError without anything to calibrate on, ModelError for a model that cannot be loaded or
+    overflows, UsageError for a mix whose limits cannot be met.
     """
     asked = [
         entry for entry in recipe.export.gguf if entry.imatrix or entry.ftype == "auto" or entry.rounding != "nearest"
     ]
     if not asked:
         return {}
-    bench = _Measured(recipe, model, data, log)
-    return {entry.ftype: _settings(entry, bench, out, log) for entry in asked}
+    measured, recovered = _Measured(recipe, model, data, log), recovered_for(model)
+    settings: dict[str, Settings] = {}
+    for entry in asked:
+        if entry.ftype == recovered:
+            settings[entry.ftype] = _trained_for(entry, model)
+            if entry.ftype == "auto":
+                write_plan(out / MIX, read_plan(model / MIX))
+        else:
+            settings[entry.ftype] = _settings(entry, measured, out, log)
+    return settings
+
+
+def settings_to_train_for(recipe: Recipe, entry: Gguf, model: Path, data: Artifact, out: Path, log: Log) -> Settings:
+    """How `entry` will be exported of a model trained for it: the importance and the mix of the model as it is now.
+
+    They are written to `out`, where an interrupted run finds them again, and beside the trained model the export
+    does. Rounding is llama.cpp's own: error feedback moves with the calibration tokens and cannot be trained for.
+    Raises as `calibrated_settings` does.
+    """
+    measured = _Measured(recipe, model, data, log)
+    if entry.imatrix and not (out / IMATRIX).exists():
+        write_imatrix(out / IMATRIX, measured.imatrix)
+    if entry.ftype == "auto" and not (out / MIX).exists():
+        write_plan(out / MIX, _mix(entry, measured, log).plan)
+    return _trained_for(entry, out)
+
+
+def _trained_for(entry: Gguf, folder: Path) -> Settings:
+    mixed = entry.ftype == "auto"
+    return Settings(
+        imatrix=read_imatrix(folder / IMATRIX) if entry.imatrix else None,
+        types=read_plan(folder / MIX).types if mixed else None,
+        ftype=MIX_OF if mixed else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,10 +126,16 @@ def _settings(entry: Gguf, measured: _Measured, out: Path, log: Log) -> Settings
     imatrix = measured.imatrix if entry.imatrix else None
     if entry.ftype != "auto":
         return Settings(imatrix=imatrix, rounder=measured.rounder if entry.rounding == "feedback" else None)
+    mix = _mix(entry, measured, log)
+    write_plan(out / MIX, mix.plan)
+    return Settings(imatrix=imatrix, types=mix.plan.types, rounder=mix.rounder, ftype=MIX_OF)
+
+
+def _mix(entry: Gguf, measured: _Measured, log: Log) -> Mix:
     layout = measured.layout
     shapes = [(rule.name, rule.shape) for rule in layout.rules]
     kinds = tensor_types(MIX_OF, shapes, layout.hyperparameters, importance=entry.imatrix)
-    mix = auto_mix(
+    return auto_mix(
         measured.model,
         measured.calibration.sequences,
         {rule.name: GgufTensor(rule.sources, rule.shape, kinds[rule.name]) for rule in layout.rules},
@@ -102,5 +143,3 @@ def _settings(entry: Gguf, measured: _Measured, out: Path, log: Log) -> Settings
         max_kl=entry.max_kl,
         log=log,
     )
-    write_plan(out / "mix.json", mix.plan)
-    return Settings(imatrix=imatrix, types=mix.plan.types, rounder=mix.rounder, ftype=MIX_OF)

@@ -23,10 +23,9 @@ def onnx_source_grids(model_dir: Path, settings: OnnxSettings) -> dict[str, Sour
             f"{settings.name}: the grid of a float16 graph cannot be trained for; take activations: float32"
         )
     layout, decoder = lay_out_decoder(read_folder(model_dir))
-    targets = build_decoder(Graph("weights"), decoder, onnx_rules(layout.rules), settings)
     grids = {}
-    for target in targets:
-        for rule in target.rules if target.grid else ():
-            source, transposed = whole_source(rule)
-            grids[source] = SourceGrid(target.grid, transposed)
+    for target in build_decoder(Graph("weights"), decoder, onnx_rules(layout.rules), settings):
+        if target.grid is not None:
+            for source, transposed in map(whole_source, target.rules):
+                grids[source] = SourceGrid(target.grid, transposed)
     return grids
