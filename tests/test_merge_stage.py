@@ -88,3 +88,26 @@ def test_a_whole_model_is_cast(prepared: tuple[Path, Artifact], tmp_path: Path, 
     if classifier:
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_moved_inputs_make_the_same_file(tmp_path: Path, prepared: tuple[Path, Artifact]) -> None:
+    """What the model says about where it comes from has no path of this machine in it."""
+    base, data = prepared
+    train = _trained(tmp_path / "train", base, "full")
+    shutil.copytree(base, tmp_path / "train" / "model")
+    shutil.copytree(base, tmp_path / "moved" / "base")
+    found = []
+    for at, folder in enumerate((base, tmp_path / "moved" / "base")):
+        (tmp_path / f"out{at}").mkdir()
+        recipe = _recipe(folder, "full")
+        moved = recipe.data.model_copy(update={"train": f"/elsewhere/{at}.jsonl"})
+        merge.run(
+            recipe.model_copy(update={"data": moved}),
+            {"data": data, "train": train},
+            tmp_path / f"out{at}",
+            silent_log(),
+        )
+        found.append((tmp_path / f"out{at}" / "provenance.json").read_bytes())
+    assert found[0] == found[1]
+    assert json.loads(found[0])["base"] == "base"
+    assert str(tmp_path).encode() not in found[0]

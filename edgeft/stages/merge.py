@@ -13,11 +13,15 @@ from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
+from edgeft.sections import NANO
 from edgeft.stages._json import write_json
 from edgeft.training.batches import TokenSet
 from edgeft.training.merge_base import merge_into_chosen_base
 from edgeft.training.merging import cast_model
 from edgeft.training.models import base_sha256, resolve_base
+
+DATA_FILES = {"train", "validation", "test", "prepare", "replay", "text", "preference"}
+"""Keys of the section `data` that name files, or say how files become the prepared examples."""
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
@@ -55,7 +59,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     provenance = {
         "recipe_sha256": _recipe_sha256(recipe),
         "data_sha256": _data_sha256(data),
-        "base": recipe.model.base,
+        "base": _base_name(recipe),
         "base_sha256": found,
         "edgeft_version": __version__,
         "seed": recipe.seed,
@@ -78,9 +82,18 @@ def _complete(out: Path, source: Path, data: Artifact, dtype: str, changes: dict
         shutil.copyfile(path, out / path.name)
 
 
+def _base_name(recipe: Recipe) -> str:
+    """As the recipe names it, without the folders on the way: they are this machine's own."""
+    return recipe.model.base if recipe.model.base == NANO else Path(recipe.model.base).name
+
+
 def _recipe_sha256(recipe: Recipe) -> str:
-    """Of the sections that make the weights; budgets and benchmarks may change without making another model."""
-    sections = recipe.model_dump(mode="json", include={"seed", "model", "data", "train", "merge"})
+    """Of the sections that make the weights; budgets and benchmarks may change without making another model.
+
+    Where inputs lie does not count, only their content, which `data_sha256` and `base_sha256` stand for.
+    """
+    making = {"seed", "model", "data", "train", "merge"}
+    sections = recipe.model_dump(mode="json", include=making, exclude={"model": {"base"}, "data": DATA_FILES})
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft.errors import BundleError
+from edgeft.runtime import bundle_zip
 from edgeft.runtime.bundle import check_bundle, is_bundle, open_bundle, unpack_bundle
 from tests.bundle.building import FILES, ROLES, entry, manifest_of, write_folder, write_zip
 
@@ -238,3 +239,37 @@ def test_the_good_ones_pass(tmp_path: Path) -> None:
         assert opened.json("grammar") is None
         unpack_bundle(path, tmp_path / f"out-{path.name}")
         assert {name: (tmp_path / f"out-{path.name}" / name).read_bytes() for name in FILES} == FILES
+
+
+def test_no_changed_byte_slips_through(tmp_path: Path) -> None:
+    """Bytes of a good zip file inverted, one at a time: refused, or (dates) without effect."""
+    good = write_zip(tmp_path / "good.edgeft", FILES).read_bytes()
+    raw = check_bundle(tmp_path / "good.edgeft").raw
+    path, n_harmless = tmp_path / "a.edgeft", 0
+    places = range(0, len(good), 7)
+    for at in places:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        try:
+            assert check_bundle(path).raw == raw
+            n_harmless += 1
+        except BundleError:
+            pass
+    assert 0 < n_harmless < 0.2 * len(places)
+
+
+def test_no_shorter_file_slips_through(tmp_path: Path) -> None:
+    good = write_zip(tmp_path / "good.edgeft", FILES).read_bytes()
+    for length in range(0, len(good), 13):
+        (tmp_path / "a.edgeft").write_bytes(good[:length])
+        with pytest.raises(BundleError):
+            check_bundle(tmp_path / "a.edgeft")
+
+
+def test_a_file_of_many_gigabytes_has_wider_fields_and_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2 GiB zip files use 64-bit fields (ZIP64); here from 300 bytes on."""
+    folder = write_folder(tmp_path / "folder")
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 300)
+    bundle_zip.write_zip(folder, [*FILES, "bundle.json"], tmp_path / "a.edgeft")
+    monkeypatch.undo()
+    assert b"PK\x06\x06" in (tmp_path / "a.edgeft").read_bytes()
+    assert check_bundle(tmp_path / "a.edgeft").name == "tiny"

@@ -1,6 +1,7 @@
 """A real run, packed, and run again from its bundle: the same bytes; with other data or another seed, a plain no."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_the_bytes_come_out_again(project: Path, bundle: Bundle, tmp_path: Path)
     }  # fmt: skip
     (made,) = (tmp_path / "again").glob("store/export-*/tiny-Q8_0.gguf")
     assert made.read_bytes() == bundle.model.read_bytes()
+
+
+def test_inputs_may_lie_elsewhere(project: Path, bundle: Bundle, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(project / "base", moved / "base")
+    for split in ("train", "test"):
+        shutil.copy(project / f"{split}.jsonl", moved / f"other-{split}.jsonl")
+    places = {"model.base": moved / "base", "data.train": moved / "other-train.jsonl"}
+    places |= {"data.validation": moved / "other-test.jsonl", "data.test": moved / "other-test.jsonl"}
+    recipe = packed_recipe(bundle, None, tuple(f"{key}={path}" for key, path in places.items()))
+    assert reproduce(bundle, recipe, tmp_path / "again", silent_log()).same
+
+
+def test_the_packed_model_answers(project: Path, bundle: Bundle) -> None:
+    from edgeft.runtime import load
+
+    with load(bundle.path, n_threads=1) as model, load(bundle.model, n_threads=1) as plain:
+        turns = [{"role": "user", "content": "turn on"}]
+        assert model.chat(turns, max_new_tokens=4).text == plain.chat(turns, max_new_tokens=4).text
 
 
 def test_another_seed_gives_other_bytes_and_says_where(project: Path, bundle: Bundle, tmp_path: Path) -> None:
