@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors", ".bin", ".pt")
+WEIGHTS = (".gguf", ".onnx", ".data", ".onnx_data", ".safetensors", ".bin", ".pt")
 ROLLUP = Path("/proc/self/smaps_rollup")
 
 

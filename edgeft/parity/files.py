@@ -10,8 +10,9 @@ from edgeft.errors import DataError, UsageError
 from edgeft.parity.bisect import bisect
 from edgeft.parity.compare import compare_forms
 from edgeft.parity.finding import Finding
-from edgeft.parity.forms import Prompt, gguf_form
+from edgeft.parity.forms import FormSource, Prompt, gguf_form
 from edgeft.parity.torch_form import folder_form
+from edgeft.runtime.onnx_file import holds_onnx
 
 QUESTIONS = (
     "Hello!",
@@ -44,16 +45,16 @@ def compare_files(
     limits: Mapping[str, Mapping[str, float]],
     log: Log,
 ) -> dict[str, Any]:
-    """Compare GGUF files with the model folder they were made from; the content of parity.json.
+    """Compare GGUF files and ONNX folders with the model folder they were made from; the content of parity.json.
 
     `prompts` is chat JSONL (`{"messages": [...]}` a line; an answer at the end is left out); without it a few
     built-in questions are asked. `raise_if_bad` in `compare` turns a bad result into an error. Raises
     UsageError without files, DataError for prompts that cannot be used, and what opening the forms raises.
     """
     if not files:
-        raise UsageError("no file to compare; name at least one GGUF file")
+        raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
     asked = _asked(prompts)
-    sources = [folder_form("torch", model_dir), *(gguf_form(path.name, path, n_threads) for path in files)]
+    sources = [folder_form("torch", model_dir), *(file_form(path.name, path, n_threads) for path in files)]
     return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
 
 
@@ -66,9 +67,29 @@ def bisect_files(
     and what `bisect` raises.
     """
     if not files:
-        raise UsageError("no file to compare; name at least one GGUF file")
+        raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
     asked = _asked(prompts)
-    return {path.name: bisect(model_dir, path, asked, log, n_threads=n_threads) for path in files}
+    return {path.name: bisect_file(model_dir, path, asked, log, n_threads=n_threads) for path in files}
+
+
+def file_form(name: str, path: Path, n_threads: int | None = None) -> FormSource:
+    """A GGUF file, or an ONNX file or folder, in its runtime."""
+    if not holds_onnx(path):
+        return gguf_form(name, path, n_threads)
+    from edgeft.parity.onnx_form import onnx_form  # whoever has no ONNX models needs no onnxruntime
+
+    return onnx_form(name, path, n_threads)
+
+
+def bisect_file(
+    model_dir: Path, path: Path, prompts: Sequence[Prompt], log: Log, *, n_threads: int | None = None
+) -> Finding | None:
+    """`bisect` or `bisect_onnx`, by what `path` is."""
+    if not holds_onnx(path):
+        return bisect(model_dir, path, prompts, log, n_threads=n_threads)
+    from edgeft.parity.bisect_onnx import bisect_onnx
+
+    return bisect_onnx(model_dir, path, prompts, log, n_threads=n_threads)
 
 
 def _asked(prompts: Path | None) -> list[Prompt]:
