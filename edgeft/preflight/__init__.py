@@ -19,6 +19,7 @@ from edgeft.preflight.machine import (
     train_flops_per_s,
 )
 from edgeft.preflight.shape import Shape, read_shape
+from edgeft.preflight.student import distilling_bytes, distilling_flops, final_shape
 from edgeft.preflight.tokens import BYTES_PER_TOKEN, Tokens, count_tokens, guess_from_inputs
 from edgeft.preflight.training import DTYPE_BYTES, generation_seconds, training_cost
 from edgeft.recipe import Recipe
@@ -33,7 +34,8 @@ BITS_PER_WEIGHT = {
     "IQ4_XS": 4.25, "Q3_K_L": 4.27, "Q3_K_M": 3.91, "Q3_K_S": 3.5, "Q2_K": 3.0,
 }  # fmt: skip
 IMPORT_SECONDS = 6.0  # torch, transformers and peft, by the first stage that needs them
-TORCH_STAGES = ("data", "train", "merge", "parity", "baseline")
+TORCH_STAGES = ("data", "train", "merge", "distill", "parity", "baseline")
+OF_FINAL_MODEL = ("export", "parity", "bench")
 TOKENIZED_PER_S = 1e5
 RUNTIME_BYTES = 50e6
 PRETRAIN_SHARE = 0.85  # of the speed of fine-tuning: Muon, and attention over whole documents
@@ -72,7 +74,8 @@ def estimate(recipe: Recipe, states: list[State]) -> dict[str, Estimate]:
     if recipe.pretrain is not None:
         return {stage: _with_imports(_pretrain(recipe)) for stage in todo}
     job = _Job(recipe, read_shape(recipe.base_folder()), count_tokens(recipe, states))
-    costs = {stage: COSTS[stage](job) for stage in todo}
+    exported = replace(job, shape=final_shape(recipe, job.shape))
+    costs = {stage: COSTS[stage](exported if stage in OF_FINAL_MODEL else job) for stage in todo}
     first = next((stage for stage in todo if stage in TORCH_STAGES), None)
     return costs if first is None else costs | {first: _with_imports(costs[first])}
 
@@ -108,6 +111,15 @@ def _train(job: _Job) -> Estimate:
 def _merge(job: _Job) -> Estimate:
     size = job.shape.n_params * DTYPE_BYTES[job.recipe.merge.dtype]
     return Estimate(size, PROCESS_BYTES + 2 * job.shape.n_params * 4, _minutes(size / 2e8))
+
+
+def _distill(job: _Job) -> Estimate:
+    if job.tokens is None:
+        return Estimate(None, None, None)
+    disk, ram = distilling_bytes(job.recipe, job.shape, job.tokens)
+    seconds = distilling_flops(job.recipe, job.shape, job.tokens) / job.train_rate
+    working = 3 * 12 * final_shape(job.recipe, job.shape).n_params  # two checkpoints and the one being written
+    return Estimate(disk + working, ram, _minutes(seconds), working)
 
 
 def _export(job: _Job) -> Estimate:
@@ -203,6 +215,7 @@ COSTS: dict[str, Callable[[_Job], Estimate]] = {
     "data": _data,
     "train": _train,
     "merge": _merge,
+    "distill": _distill,
     "export": _export,
     "parity": _parity,
     "baseline": _baseline,

@@ -1,0 +1,85 @@
+"""The shape of the model that `distill` makes, and what making it costs."""
+
+from dataclasses import replace
+
+from edgeft.preflight.shape import Shape, read_shape
+from edgeft.preflight.tokens import Tokens
+from edgeft.preflight.training import DTYPE_BYTES
+from edgeft.recipe import Recipe
+from edgeft.training_memory import ModelShape, predict_peak
+
+CACHED_BYTES = 300  # a token, at most
+
+
+def final_shape(recipe: Recipe, base: Shape) -> Shape:
+    """Of the model that is exported: the student where one of another shape is distilled, else the base's.
+
+    Raises ModelError when a folder the recipe names cannot be read.
+    """
+    section = recipe.distill
+    if section is None or section.student is None:
+        return base
+    if section.student.base is not None:
+        return read_shape(recipe.resolve(section.student.base))
+    return _cut(teacher_shape(recipe, base), section.student.shape())
+
+
+def teacher_shape(recipe: Recipe, base: Shape) -> Shape:
+    """Of the model that teaches; the base's where that is over an API."""
+    section = recipe.distill
+    return read_shape(recipe.resolve(section.teacher)) if section and section.teacher else base
+
+
+def distilling_flops(recipe: Recipe, base: Shape, tokens: Tokens) -> float:
+    """Floating-point operations of the teacher's passes, one in all where it is cached, and the student's training."""
+    section = recipe.distill
+    assert section is not None
+    teacher, student = teacher_shape(recipe, base).n_params, final_shape(recipe, base).n_params
+    passes = section.num_train_epochs if section.live else 1.0
+    answered = tokens.train * tokens.loss_share if section.seq_kd else 0.0
+    judged = 2 * tokens.validation * 2 * (teacher + student)
+    taught = 0.0 if section.teacher_api else 2 * teacher * (passes * (tokens.train + tokens.validation) + answered)
+    return 6 * student * tokens.train * section.num_train_epochs + taught + judged
+
+
+def distilling_bytes(recipe: Recipe, base: Shape, tokens: Tokens) -> tuple[float, float]:
+    """Bytes kept on disk, and of memory at the peak."""
+    section = recipe.distill
+    assert section is not None
+    teacher, student = teacher_shape(recipe, base), final_shape(recipe, base)
+    cached = 0.0 if section.live or section.teacher_api else CACHED_BYTES * tokens.train * tokens.loss_share
+    shape = ModelShape(
+        hidden=student.hidden_size,
+        inner=student.inner,
+        layers=student.num_hidden_layers,
+        heads=student.heads,
+        kv_heads=student.kv_heads,
+        head_width=student.head_width,
+        weight_bytes=0,
+        trained=student.n_params,
+        element_bytes=DTYPE_BYTES[recipe.train.torch_dtype],
+        fused=False,
+    )
+    memory = predict_peak(shape, min(recipe.train.micro_batch_tokens, section.batch_tokens), 0)
+    teaching = 0 if section.teacher_api else teacher.n_params * DTYPE_BYTES[recipe.train.torch_dtype]
+    return student.n_params * DTYPE_BYTES[recipe.merge.dtype] + cached, memory + teaching
+
+
+def _cut(teacher: Shape, wanted: dict[str, int]) -> Shape:
+    """Tables as wide as the student, and the layers of a Llama."""
+    hidden = wanted.get("hidden_size", teacher.hidden_size)
+    layers = wanted.get("num_hidden_layers", teacher.num_hidden_layers)
+    inner = wanted.get("intermediate_size", teacher.inner)
+    heads = wanted.get("num_attention_heads", teacher.heads)
+    kv_heads = wanted.get("num_key_value_heads", teacher.kv_heads)
+    tables = round((teacher.n_params - teacher.linear) / teacher.head)
+    layer = hidden * (2 * teacher.head_width * (heads + kv_heads) + 3 * inner + 2)
+    return replace(
+        teacher,
+        n_params=tables * teacher.vocab_size * hidden + layers * layer + hidden,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        inner=inner,
+        heads=heads,
+        kv_heads=kv_heads,
+    )
