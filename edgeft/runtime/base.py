@@ -18,7 +18,6 @@ from edgeft.runtime.asynchronous import AsyncCalls
 from edgeft.runtime.chat import open_answer, open_prompt
 from edgeft.runtime.defaults import Defaults
 from edgeft.runtime.history import Overflow
-from edgeft.runtime.labels import classification, label_ids, label_scores
 from edgeft.runtime.model import Classification, Message, Options, Sampling
 from edgeft.runtime.optional import open_module
 from edgeft.runtime.prefix_cache import PrefixCache, hash_files
@@ -114,6 +113,8 @@ class TextModel(AsyncCalls, ABC):
         threshold: float | None = None,
     ) -> Classification:
         """See `Model.classify`."""
+        from edgeft.runtime.labels import classification, label_ids, label_scores  # who only chats starts sooner
+
         labels = self.defaults.labels if labels is None else labels
         prompt, prompt_ids, n_prefix = open_prompt(self, text, system=system)
         found = label_ids(self, prompt, prompt_ids, labels)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 from edgeft.errors import ModelError, RuntimeFault, UsageError
 from edgeft.runtime.defaults import CONSTRAINTS
 from edgeft.runtime.history import Overflow, fitted, n_leading_system, with_system
-from edgeft.runtime.model import Answer, Message
+from edgeft.runtime.model import Answer, Message, ToolCall
 from edgeft.runtime.prefix_cache import common_length
 from edgeft.runtime.run import Run
 from edgeft.runtime.text import TextStream
-from edgeft.runtime.tool_calls import parse_calls
 
 if TYPE_CHECKING:
     from edgeft.runtime.base import TextModel
@@ -59,7 +58,7 @@ class AnswerStream:
     @property
     def answer(self) -> Answer:
         """The answer so far; whole once the iterator is at its end."""
-        calls = parse_calls(self._text.text, self._tools) if self._tools else ()
+        calls = _calls(self._text.text, self._tools) if self._tools else ()
         reason = self._run.reason or "cancelled"
         return Answer(
             text=self._text.text,
@@ -85,6 +84,12 @@ class AnswerStream:
             yield rest
         if self._text.stopped:
             self._run.reason = "stop"
+
+
+def _calls(text: str, tools: Tools) -> tuple[ToolCall, ...]:
+    from edgeft.runtime.tool_calls import parse_calls  # who offers no tools starts sooner
+
+    return parse_calls(text, tools)
 
 
 def open_answer(

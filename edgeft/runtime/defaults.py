@@ -1,8 +1,8 @@
 """What a model is used with unless a call says otherwise: a bundle brings it along."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeft.errors import BundleError
 
@@ -23,12 +23,11 @@ OPTIONS = (
 CONSTRAINTS = ("schema", "grammar", "regex", "choices")
 
 
-@dataclass(frozen=True)
-class Defaults:
+class Defaults(NamedTuple):
     """`options` of `chat`; the `system` message of chats without one; `labels` of `classify` with the calibration
     measured for them: a `temperature`, and the `threshold` below which no label is chosen. `n_ctx` in tokens."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
     system: str | None = None
     labels: Sequence[str] = ()
     temperature: float = 1.0

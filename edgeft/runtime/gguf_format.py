@@ -11,9 +11,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from edgeft.errors import ModelError
 
@@ -46,8 +45,7 @@ TENSOR_TYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """One metadata value: `kind` (for an array `item_kind` as well), the value, and the byte its entry begins at.
 
     Arrays of numbers are `array.array`, arrays of strings lists of bytes as stored; a string is str.
@@ -66,8 +64,7 @@ class Value:
         return f"array of {KIND_NAMES[self.item_kind]}"
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor: its type's number, its shape as numpy counts it (rows first), where it lies in the file.
 
     `start` and `n_bytes` are of its data, `at` is the byte its entry in the header begins at.
@@ -86,8 +83,7 @@ class TensorInfo:
         return TENSOR_TYPES[self.kind][0]
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a GGUF file says before its weights. `n_bytes` is the size of the whole file."""
 
     path: Path

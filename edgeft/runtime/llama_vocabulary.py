@@ -6,10 +6,9 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import llama_cpp
 
@@ -211,8 +210,7 @@ class LlamaVocabulary:
         return {f"{name}_token": self.token_text(token) for name, token in ids.items() if token is not None}
 
 
-@dataclass(frozen=True)
-class _Alphabet:
+class _Alphabet(NamedTuple):
     """The characters a sentencepiece vocabulary without byte tokens can write.
 
     llama.cpp ends the process when such a vocabulary meets any other character.

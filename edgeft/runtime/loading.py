@@ -1,4 +1,7 @@
-"""The door to the backends: one function opens every kind of model."""
+"""The door to the backends: one function opens every kind of model.
+
+Only what the kind at hand needs is imported: an application starts with this.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +10,6 @@ from typing import Any, cast
 from edgeft.errors import ModelError
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.model import Model
-from edgeft.runtime.onnx_file import holds_onnx
 from edgeft.runtime.optional import open_module
 
 N_CTX = 1024
@@ -24,6 +26,7 @@ def load(
 ) -> Model:
     """Open a bundle, a GGUF file in llama.cpp, or an ONNX file or the folder of one in onnxruntime.
 
+    An encoder's ONNX folder gives an `encoder.EncoderModel`, which classifies and embeds lists of texts.
     `n_ctx` is in tokens (None: the bundle's, else 1024) and cut to the context the model was trained with.
     `n_threads` None means the backend's choice; llama.cpp: a thread for every 20 M parameters, at least one and at
     most one for every CPU this process may use. `n_gpu_layers` is llama.cpp's, `providers` are onnxruntime's execution
@@ -60,7 +63,11 @@ def _may_be_bundle(path: Path) -> bool:
 
 
 def _open(path: Path, *, n_ctx: int, n_threads: int | None, n_gpu_layers: int, providers: Sequence[str]) -> Any:
-    if holds_onnx(path):
+    if path.suffix == ".onnx" or (path.is_dir() and open_module("onnx_file", "onnx").holds_onnx(path)):
+        _, folder = open_module("onnx_file", "onnx").find_file(path)
+        if open_module("encoder_folder", "onnx").is_encoder(folder):
+            encoder = open_module("encoder", "onnx")
+            return encoder.EncoderModel(path, n_ctx=n_ctx, n_threads=n_threads, providers=providers)
         onnx = open_module("onnx", "onnx")
         return onnx.OnnxModel(path, n_ctx=n_ctx, n_threads=n_threads, providers=providers)
     if path.is_dir():

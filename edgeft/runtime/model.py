@@ -5,9 +5,8 @@ Shapes: T tokens of a sequence, V entries of the vocabulary, N texts, D width of
 
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypedDict, Unpack, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,16 +57,14 @@ class Options(Sampling, total=False):
     """Once it is set, from any thread, the answer ends before its next token."""
 
 
-@dataclass(frozen=True)
-class ToolCall:
+class ToolCall(NamedTuple):
     """A call that the model asks for."""
 
     name: str
     arguments: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What came back; `str(answer)` is its text.
 
     `finish_reason`: `stop` (an end token, a stop text, or a constraint that is fulfilled), `length` (max_new_tokens
@@ -86,8 +83,7 @@ class Answer:
         return self.text
 
 
-@dataclass(frozen=True)
-class Classification:
+class Classification(NamedTuple):
     """`probabilities` of the labels, most likely first, sum to 1; `label` is None when the first is below the
     threshold."""
 

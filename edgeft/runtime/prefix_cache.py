@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from edgeft.artifact import writing
 from edgeft.errors import ArtifactError
 
 MAGIC = b"edgeft prefix 1\n"
@@ -95,6 +94,8 @@ class PrefixCache:
 
     def _write(self, folder: Path, key: bytes, state: bytes) -> None:
         """Not made durable: a file that a crash leaves damaged is not believed."""
+        from edgeft.artifact import writing  # only for the one who keeps files
+
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._file(folder, key)
         with writing(path, durable=False) as temporary:
