@@ -41,13 +41,11 @@ class Body:
 
 def _bert(graph: EncoderGraph) -> str:
     config = graph.config
-    width = config["hidden_size"]
     kinds = graph.graph.input(TYPES, TensorProto.INT64, [BATCH, SEQUENCE])
-    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"], width)
-    types = graph.embed(kinds, "embeddings.token_type_embeddings", config["type_vocab_size"], width)
+    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"])
+    types = graph.embed(kinds, "embeddings.token_type_embeddings", config["type_vocab_size"], rounded=False)
     both = graph.graph.node("Add", [words, types], "embeddings.words_and_types")
-    places = graph.tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], width)
-    rows = graph.first_rows("embeddings.position_embeddings.weight", places)
+    rows = graph.embed(graph.first_places(), "embeddings.position_embeddings", config["max_position_embeddings"])
     x, _ = graph.skip_norm(Product(both), rows, "embeddings.LayerNorm", config["layer_norm_eps"])
     return _layers(graph, x, _bert_names)
 
@@ -56,26 +54,24 @@ def _roberta(graph: EncoderGraph) -> str:
     """Positions count the tokens that are no padding, from pad_token_id + 1; there is one token type."""
     config = graph.config
     width, pad = config["hidden_size"], config["pad_token_id"]
-    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"], width)
-    table = graph.tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], width)
+    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"])
+    name = "embeddings.position_embeddings.weight"
+    table = graph.tensor(name, config["max_position_embeddings"], width)
     table = table + graph.tensor("embeddings.token_type_embeddings.weight", config["type_vocab_size"], width)[0]
     padding = graph.graph.node("Equal", [graph.ids, graph.whole("pad", pad)], "padding")
     token = graph.graph.node("Cast", [graph.graph.node("Not", [padding], "real")], "token", to=TensorProto.INT64)
     counted = graph.graph.node("CumSum", [token, graph.whole("one", 1)], "counted")
     places = graph.graph.node("Mul", [counted, token], "counted.real")
     places = graph.graph.node("Add", [places, graph.whole("pad", pad)], "places")
-    name = "embeddings.position_embeddings.weight"
-    rows = graph.graph.node("Gather", [graph.floats(name, table), places], f"{name}.rows")
+    rows = graph.products.look_up(graph.graph, name, places, table)
     x, _ = graph.skip_norm(Product(words), rows, "embeddings.LayerNorm", config["layer_norm_eps"])
     return _layers(graph, x, _bert_names)
 
 
 def _distilbert(graph: EncoderGraph) -> str:
     config = graph.config
-    width = config["hidden_size"]
-    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"], width)
-    places = graph.tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], width)
-    rows = graph.first_rows("embeddings.position_embeddings.weight", places)
+    words = graph.embed(graph.ids, "embeddings.word_embeddings", config["vocab_size"])
+    rows = graph.embed(graph.first_places(), "embeddings.position_embeddings", config["max_position_embeddings"])
     x, _ = graph.skip_norm(Product(words), rows, "embeddings.LayerNorm", config["layer_norm_eps"])
     return _layers(graph, x, _distilbert_names)
 
@@ -131,7 +127,7 @@ def _layers(graph: EncoderGraph, x: str, names_of: Callable[[int], _Names]) -> s
 def _modernbert(graph: EncoderGraph) -> str:
     config = graph.config
     width, inner, epsilon = config["hidden_size"], config["intermediate_size"], config["norm_eps"]
-    words = graph.embed(graph.ids, "embeddings.tok_embeddings", config["vocab_size"], width)
+    words = graph.embed(graph.ids, "embeddings.tok_embeddings", config["vocab_size"])
     total = x = graph.norm(words, "embeddings.norm", epsilon)
     kinds = _layer_types(config)
     tables = {kind: _rotation(graph, kind) for kind in sorted(set(kinds))}

@@ -72,15 +72,16 @@ class EncoderGraph:
         """A constant int64, a scalar or a list."""
         return self.graph.constant(name, np.asarray(values, np.int64))
 
-    def embed(self, ids: str, name: str, rows: int, width: int) -> str:
-        """Rows of the table `name`.weight by `ids`, (…, width)."""
-        return self.products.look_up(self.graph, f"{name}.weight", ids, self.tensor(f"{name}.weight", rows, width))
+    def embed(self, ids: str, name: str, rows: int, *, rounded: bool = True) -> str:
+        """Rows of the table `name`.weight by `ids`, (…, D); not `rounded`: in float, as tables of few rows are."""
+        table = self.tensor(f"{name}.weight", rows, self.config["hidden_size"])
+        products = self.products if rounded else Float(self.float_type)
+        return products.look_up(self.graph, f"{name}.weight", ids, table)
 
-    def first_rows(self, name: str, table: np.ndarray) -> str:
-        """(1, S, D): the rows of a position `table` for S tokens from the first."""
-        stored = self.floats(name, table[None])
-        return self.graph.node(
-            "Slice", [stored, self.whole("first", [0]), self.length(), self.whole("axis_1", [1])], f"{name}.rows"
+    def first_places(self) -> str:
+        """0 … S - 1, (1, S) int64."""
+        return self._once(
+            "places", lambda name: self.graph.node("Unsqueeze", [self.positions(), self.whole("axis_0", [0])], name)
         )
 
     def length(self) -> str:
@@ -101,11 +102,11 @@ class EncoderGraph:
         """`multiply` with one module, under its name."""
         return self.multiply(x, module, [module], shape)
 
-    def float_linear(self, x: str, module: str, shape: tuple[int, int]) -> str:
-        """`linear` with its bias, in float whatever the other products are."""
-        weight, bias = self.tensor(f"{module}.weight", *shape), self.tensor(f"{module}.bias", shape[0])
-        product = Float(self.float_type).multiply(self.graph, module, x, np.ascontiguousarray(weight.T), bias)
-        return self.added(product, module)
+    def float_linear(self, x: str, module: str, shape: tuple[int, int]) -> Product:
+        """`linear`, in float whatever the other products are."""
+        weight = self.tensor(f"{module}.weight", *shape)
+        bias = self.tensor(f"{module}.bias", shape[0]) if self.has(f"{module}.bias") else None
+        return Float(self.float_type).multiply(self.graph, module, x, np.ascontiguousarray(weight.T), bias)
 
     def added(self, product: Product, name: str) -> str:
         """The product with its bias."""

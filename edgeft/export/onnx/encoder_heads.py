@@ -1,5 +1,6 @@
 """What stands on an encoder: heads that classify texts or tokens, and the vector of a text.
 
+Heads stay in float whatever the encoder's products are: they are small, and nothing behind them evens out a rounding.
 Tasks have optimum's names. Names of tensors are transformers'.
 
 Shapes: B texts, S tokens of the longest, D width, C classes.
@@ -102,20 +103,20 @@ def _normalized(graph: EncoderGraph, vector: str) -> str:
 
 def _bert_head(graph: EncoderGraph, hidden: str, n_classes: int) -> str:
     width = graph.config["hidden_size"]
-    pooled = graph.linear(pool(graph, hidden, "cls"), "pooler.dense", (width, width))
+    pooled = graph.float_linear(pool(graph, hidden, "cls"), "pooler.dense", (width, width))
     x = graph.activate(pooled, "tanh", "pooler.activation")
     return _classes(graph, x, "classifier", n_classes)
 
 
 def _roberta_head(graph: EncoderGraph, hidden: str, n_classes: int) -> str:
     width = graph.config["hidden_size"]
-    dense = graph.linear(pool(graph, hidden, "cls"), "classifier.dense", (width, width))
+    dense = graph.float_linear(pool(graph, hidden, "cls"), "classifier.dense", (width, width))
     return _classes(graph, graph.activate(dense, "tanh", "classifier.tanh"), "classifier.out_proj", n_classes)
 
 
 def _distilbert_head(graph: EncoderGraph, hidden: str, n_classes: int) -> str:
     width = graph.config["hidden_size"]
-    dense = graph.linear(pool(graph, hidden, "cls"), "pre_classifier", (width, width))
+    dense = graph.float_linear(pool(graph, hidden, "cls"), "pre_classifier", (width, width))
     return _classes(graph, graph.activate(dense, "relu", "pre_classifier.relu"), "classifier", n_classes)
 
 
@@ -132,15 +133,14 @@ def _token_head(graph: EncoderGraph, hidden: str, n_classes: int) -> str:
 
 def _prediction_head(graph: EncoderGraph, x: str) -> str:
     config = graph.config
-    dense = graph.linear(x, "head.dense", (config["hidden_size"], config["hidden_size"]))
+    dense = graph.float_linear(x, "head.dense", (config["hidden_size"], config["hidden_size"]))
     return graph.norm(
         graph.activate(dense, config["classifier_activation"], "head.act"), "head.norm", config["norm_eps"]
     )
 
 
 def _classes(graph: EncoderGraph, x: str, module: str, n_classes: int) -> str:
-    """The last layer, in float whatever the rest is: it is small, and nothing behind it evens out its rounding."""
-    return graph.float_linear(x, module, (n_classes, graph.config["hidden_size"]))
+    return graph.added(graph.float_linear(x, module, (n_classes, graph.config["hidden_size"])), module)
 
 
 def _output(graph: EncoderGraph, value: str, name: str, shape: list[int | str]) -> None:

@@ -37,6 +37,8 @@ EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
 MODEL, DATA = "model.onnx", "model.onnx.data"
 LARGEST_FILE_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; the weights of a larger model lie in a file beside it."""
+SMALL_BYTES = 1024
+"""A smaller tensor stays in the graph: onnxruntime reads axes and the like before it opens any other file."""
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json",
     "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json",
@@ -224,7 +226,8 @@ def _write(graph: EncoderGraph, out: Path, metadata: dict[str, str]) -> None:
     if n_bytes > LARGEST_FILE_BYTES:
         with writing(out / DATA, durable=False) as data, data.open("wb") as file:
             for tensor in model.graph.initializer:
-                _move_out(tensor, file)
+                if len(tensor.raw_data) >= SMALL_BYTES:
+                    _move_out(tensor, file)
     with writing(out / MODEL, durable=False) as path:
         path.write_bytes(model.SerializeToString(deterministic=True))
 
