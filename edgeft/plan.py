@@ -95,6 +95,7 @@ SPINE = (
         ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),
         ("name", "seed", "model", "train", "export"),
         extra="gguf",
+        version=2,
     ),
 )
 # Stages a recipe may put behind `merge`, in this order: each makes a model folder of the one before.
@@ -113,7 +114,7 @@ CLASSIFIER = (
     DATA,
     TRAIN,
     MERGE,
-    Step("report", ("data", "train", "merge"), ("name", "seed", "model", "train", "export"), extra="gguf"),
+    Step("report", ("data", "train", "merge"), ("name", "seed", "model", "train", "export"), extra="gguf", version=2),
 )
 PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
 STAGES = tuple(step.stage for step in (*SPINE, *AFTER_MERGE, *PRETRAIN))

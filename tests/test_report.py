@@ -3,79 +3,17 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgeft.bench.gate import Measured, judge
-from edgeft.bench.latency import Measurement, Run
-from edgeft.bench.metrics import score_texts
 from edgeft.errors import ArtifactError
 from edgeft.report.build import build_report
 from edgeft.report.gather import gather
 from edgeft.report.markdown import to_markdown
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, size, three
 from edgeft.report.terminal import failed_text, to_terminal, verdict_text
-
-METRICS = ("exact_match", "json_valid", "json_field_f1")
-REFERENCES = [f'{{"tool": "lights", "room": {i}}}' for i in range(20)]
-
-
-def form(name: str, label: str, n_right: int, **fields: Any) -> dict[str, Any]:
-    answers = REFERENCES[:n_right] + ["?"] * (20 - n_right)
-    scores = [score.to_json() for score in score_texts(METRICS, answers, REFERENCES)]
-    rest = {"n": 20, "scores": scores, "cut_by_length": 0, "prompts_too_long": 0, "note": ""}
-    return {"form": name, "label": label} | rest | fields
-
-
-def parts() -> dict[str, Any]:
-    host = {"cpu": "Some CPU @ 2 GHz", "n_cores": 2, "n_threads": 2, "backend": {"llama-cpp-python": "0.3"}}
-    host |= {"load_average_before": 1.9, "load_average_after": 2.0}
-    runs = [Run(0, 0, 50, 12.0, 10.0, [2.0, 4.0])]
-    measurement = Measurement([45.0, 9.0], runs, 61_000_000, 4_320_000, n_gen=3, left_out=1, host=host)
-    verdict = judge(
-        {"exact_match": ">= 0.90", "size_bytes": "<= 4MB", "kl_mean": "<= 0.02", "exact_match_drop": "<= 1%"},
-        {
-            "exact_match": Measured(0.95, 20, (0.764, 0.991)),
-            "size_bytes": Measured(4.32e6),
-            "exact_match_drop": Measured(0.0),
-        },
-    )
-    split = {"examples": 1200, "tokens": 51234, "loss_tokens": 20000, "longest": 91, "dropped": 2, "truncated": 0}
-    return {
-        "recipe": {"name": "home-assistant", "method": "lora", "ship": "Q4_K_M", "seed": 42, "base": "edgeft/nano"},
-        "data": {"train": split, "test": split},
-        "data_check": [
-            {"code": "E503", "count": 3, "what": "the same example in another split"},
-            {"code": "W501", "count": 1200, "what": "exact duplicate"},
-        ],
-        "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
-        + [{"step": 30, "eval_loss": 1.25}],
-        "files": [
-            {"file": "home-assistant-F16.gguf", "ftype": "F16", "bytes": 13_000_000, "sha256": "ab" * 32},
-            {"file": "home-assistant-Q4_K_M.gguf", "ftype": "Q4_K_M", "bytes": 4_320_000, "sha256": "cd" * 32}
-            | {"ships": True},
-        ],
-        "parity": {
-            "rows": [
-                {"form": "adapter (torch)", "ok": True},
-                {"form": "Q4_K_M (llama.cpp)", "top1_agreement": 0.91, "kl_mean": 0.02, "kl_p99": 2.5}
-                | {"greedy_prefix": 1.0, "ok": False},
-            ],
-            "first_bad": "Q4_K_M (llama.cpp): top-1 0.910 < 0.950",
-        },
-        "baseline": {
-            "forms": [
-                form("merged", "fine-tuned, torch", 19),
-                form("base_zero_shot", "base, zero-shot", 0, note="first line only", cut_by_length=7),
-                form("classical", "TF-IDF + nearest prompt", 9),
-            ]
-        },
-        "bench": {"file": "home-assistant-Q4_K_M.gguf", "accuracy": form("", "", 19, prompts_too_long=1)}
-        | {"latency": measurement.to_json()},
-        "verdict": verdict.to_json(),
-        "provenance": {"base": "edgeft/nano", "recipe_sha256": "ef" * 32, "packages": {"torch": "2"}},
-    }
+from tests.report_parts import METRICS, form, parts
 
 
 def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
@@ -99,6 +37,11 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
         "The first form that moved: Q4_K_M (llama.cpp): top-1 0.910 < 0.950",
         "The machine was busy (load 1.9 on 2 cores",
         "Some CPU @ 2 GHz, 2 threads; llama-cpp-python 0.3",
+        "F16 13.0 MB 0.900 [0.699, 0.972] 167 12.0 ms - beaten",
+        "Q4_K_M * 4.32 MB 0.950 [0.764, 0.991] 333 12.0 ms -",
+        "exact_match 20 0 0 +0.000 [",
+        "den 8 0.875 [0.529, 0.978]",
+        "No gap: fewer than two values have 10 examples",
     ):
         assert any(expected in line for line in said), expected
 
@@ -146,6 +89,8 @@ def test_report_json_holds_no_raw_samples_and_is_json() -> None:
     assert "runs" not in report["latency"]
     assert report["accuracy"]["metrics"] == list(METRICS)
     assert [row["form"] for row in report["accuracy"]["rows"]] == ["file", "merged", "base_zero_shot", "classical"]
+    curves = report["training"].pop("curves")
+    assert (len(curves["loss"]), curves["eval_loss"]) == (30, [[30.0, 1.25]])
     assert report["training"] | {"seconds": 0} == {
         "steps": 30, "loss_first": pytest.approx(3.8), "loss_last": pytest.approx(1.1), "loss_steps_averaged": 3,
         "eval_loss_first": 1.25, "eval_loss_last": 1.25, "tokens": 3000, "seconds": 0,
@@ -191,15 +136,16 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     )
     manifest = {
         "key": "k1",
-        "made_from": {"package gguf": "0.19", "seed": 1},
+        "made_from": {"package gguf": "0.19", "recipe seed": 1},
         "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "b.gguf": {"bytes": 5, "sha256": "bb"}},
     }
     (folders["export"] / "manifest.json").write_text(json.dumps(manifest))
     (folders["bench"] / "bench.json").write_text(json.dumps(given["bench"]))
     found = gather(folders, {"name": "n", "ship": "F16"})
     assert found["data_check"] == given["data_check"]
-    assert set(found) == {"recipe", "data", "data_check", "train", "files", "bench", "provenance"}
+    assert set(found) == {"recipe", "data", "data_check", "train", "files", "bench", "provenance", "settings"}
     assert found["train"] == given["train"]
+    assert found["settings"] == {"seed": 1}
     assert [(f["sha256"], f["ships"]) for f in found["files"]] == [("aa", True), ("bb", False)]
     assert [f["ships"] for f in gather(folders, {})["files"]] == [False, True]
     assert found["provenance"] == {

@@ -16,23 +16,30 @@ def command(name: str, text: str) -> click.Command:
     @click.command(name, help=f"{text}\n\nTARGET is a recipe (missing stages are run) or a run's folder.")
     @click.argument("target", type=click.Path(path_type=Path))
     @click.option("--markdown", is_flag=True, help="Print Markdown.")
+    @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the page there as well.")
     @set_option
     @workdir_option
     @json_option
-    def report_command(target: Path, markdown: bool, overrides: tuple[str, ...], workdir: Path, as_json: bool) -> None:
+    def report_command(
+        target: Path, markdown: bool, html: Path | None, overrides: tuple[str, ...], workdir: Path, as_json: bool
+    ) -> None:
         if is_recipe(target):
             from edgeft.cli.stage import run_until
 
+            if markdown or html:
+                raise click.UsageError("with a recipe, report.md and report.html are in the folder of the stage")
             run_until(target, name, force=False, overrides=overrides, workdir=workdir, as_json=as_json)
         else:
-            _show(target, markdown, as_json)
+            _show(target, markdown, html, as_json)
 
     return report_command
 
 
-def _show(run: Path, markdown: bool, as_json: bool) -> None:
+def _show(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
+    from edgeft.artifact import write_atomic
     from edgeft.report.build import build_report
     from edgeft.report.gather import gather
+    from edgeft.report.html import to_html
     from edgeft.report.markdown import to_markdown
     from edgeft.report.terminal import to_terminal
 
@@ -44,6 +51,8 @@ def _show(run: Path, markdown: bool, as_json: bool) -> None:
     if earlier.is_file():
         known = json.loads(earlier.read_bytes())["recipe"]
     report = build_report(gather(folders, known))
+    if html is not None:
+        write_atomic(html, to_html(report))
     if as_json:
         print_json(report)
     else:

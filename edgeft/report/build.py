@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeft.bench.paired import pair_accuracies
+from edgeft.report.candidates import candidates
+from edgeft.report.series import curve, distribution
+
 FORMAT = 1
 LATENCY_NOTE_LOAD = 0.5  # load per core from which other processes are likely to have disturbed the clock
 
@@ -12,12 +16,12 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
 
     `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json),
     `data_check` (what check.json counts by code, errors first), `train`
-    (rows of log.jsonl), `files` (rows of files.json with sha256 and
-    ships), `parity`, `baseline`, `bench` and `verdict`
-    (their JSON), `provenance` (names and values) to what the stages wrote. A section of the report is None
-    where its part is missing.
+    (rows of log.jsonl), `files` (rows of files.json with sha256 and ships), `parity`, `baseline`, `bench`, `others`
+    and `verdict` (their JSON), `provenance` (names and values) and `settings` (the recipe's values by key) to what
+    the stages wrote. A section of the report is None where its part is missing.
     """
     bench, baseline = parts.get("bench"), parts.get("baseline")
+    benches = [bench, *(parts.get("others") or [])] if bench else []
     return {
         "format": FORMAT,
         "recipe": parts.get("recipe", {}),
@@ -26,9 +30,14 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "training": _training(parts["train"]) if parts.get("train") else None,
         "files": parts.get("files"),
         "parity": parts.get("parity"),
+        "candidates": candidates(benches, parts.get("files") or [], parts.get("parity")) if benches else None,
         "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
+        "paired": _paired(bench, baseline) if bench else [],
+        "slices": bench["accuracy"].get("slices", []) if bench else [],
+        "reliability": bench["accuracy"].get("reliability", []) if bench else [],
         "latency": _latency(bench) if bench else None,
         "provenance": parts.get("provenance", {}),
+        "settings": parts.get("settings", {}),
         "verdict": parts.get("verdict"),
     }
 
@@ -47,6 +56,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "eval_loss_last": evaluations[-1] if evaluations else None,
         "tokens": _sum(rows, "tokens"),
         "seconds": _sum(rows, "seconds"),
+        "curves": {name: curve(rows, name) for name in ("loss", "eval_loss")},
     }
 
 
@@ -68,6 +78,16 @@ def _accuracy(
     return {"metrics": list(metrics), "rows": rows}
 
 
+def _paired(bench: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The file's answers against the torch model's before export, and against earlier answers where given."""
+    torch = next((form for form in (baseline or {"forms": []})["forms"] if form["form"] == "merged"), None)
+    found = []
+    if torch:
+        rows = [row.to_json() for row in pair_accuracies(bench["accuracy"], torch)]
+        found.append({"what": torch["label"], "rows": rows})
+    return [*found, *([bench["against"]] if bench.get("against") else [])]
+
+
 def _latency(bench: Mapping[str, Any]) -> dict[str, Any]:
     latency = bench["latency"]
     host = latency["host"]
@@ -83,6 +103,12 @@ def _latency(bench: Mapping[str, Any]) -> dict[str, Any]:
         "failure": bench.get("failure", ""),
         "roofline": bench.get("roofline", {}),
         "definitions": latency["definitions"],
+        "energy": latency.get("energy", {}),
+        "page_cache": latency.get("page_cache", {}),
+        "distributions": {
+            "ttft_ms": distribution([run["ttft_ms"] for run in latency["runs"]]),
+            "itl_ms": distribution([gap for run in latency["runs"] for gap in run["itl_ms"]]),
+        },
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeft.errors import ArtifactError
 
-PACKAGE = "package "
+PACKAGE, SETTING = "package ", "recipe "
 MODEL_STAGES = ("recover", "distill", "merge")  # the latest first
 RESULTS = {
     "data": "summary.json",
@@ -33,7 +33,10 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
         parts["train"] = _read_lines(folders["train"] / "log.jsonl")
     if "export" in folders and (folders["export"] / "files.json").is_file():
         parts["files"] = _files(folders["export"], recipe.get("ship"))
+    if "bench" in folders and (folders["bench"] / "others.json").is_file():
+        parts["others"] = _read(folders["bench"] / "others.json")
     parts["provenance"] = _provenance(folders)
+    parts["settings"] = _settings(folders)
     return parts
 
 
@@ -69,6 +72,18 @@ def _provenance(folders: Mapping[str, Path]) -> dict[str, Any]:
                 if name.startswith(PACKAGE):
                     packages[name.removeprefix(PACKAGE)] = value
     return known | {"packages": packages, "artifacts": keys}
+
+
+def _settings(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """The recipe's values that the artifacts were made from, by key."""
+    found: dict[str, Any] = {}
+    for folder in folders.values():
+        if (folder / "manifest.json").is_file():
+            made_from = _read(folder / "manifest.json").get("made_from", {})
+            found |= {
+                name.removeprefix(SETTING): value for name, value in made_from.items() if name.startswith(SETTING)
+            }
+    return dict(sorted(found.items()))
 
 
 def _read_lines(path: Path) -> list[Any]:

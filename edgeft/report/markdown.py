@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from edgeft.report.tables import Table, report_tables, verdict_line
+from edgeft.report.table import Table
+from edgeft.report.tables import report_tables, verdict_line
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

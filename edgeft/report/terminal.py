@@ -4,17 +4,18 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from edgeft.report.tables import Table, report_tables, verdict_line, verdict_table
+from edgeft.report.table import Table
+from edgeft.report.tables import report_tables, verdict_line, verdict_table
 
 WIDTH = 80
 GAP = "  "
 
 
 def to_terminal(report: Mapping[str, Any]) -> str:
-    """The whole report; the last line is the verdict."""
+    """The report without its details; the last line is the verdict."""
     name = report["recipe"].get("name")
     blocks = [f"edgeft report: {name}"] if name else []
-    blocks += [_block(table) for table in report_tables(report)]
+    blocks += [_block(table) for table in report_tables(report) if not table.detail]
     if report["verdict"]:
         blocks.append(_wrap(verdict_line(report["verdict"])))
     return "\n\n".join(blocks) + "\n"

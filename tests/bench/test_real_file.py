@@ -146,6 +146,7 @@ def test_the_stages_from_file_to_report(folder: Path, examples: list[Example], t
     text = (tmp_path / "report" / "report.txt").read_text()
     assert text.splitlines()[-1] == "FAIL: 1 of 3 budgets not met: exact_match_drop"
     assert max(map(len, text.splitlines())) <= 80
+    assert "copy.gguf" in (tmp_path / "report" / "report.html").read_text()
     assert json.loads((tmp_path / "report" / "report.json").read_text())["verdict"]["passed"] is False
 
 
