@@ -8,9 +8,13 @@ of onnxruntime's own quantizer (`MlasQuantizeBlockwise`, `core/mlas/lib/q4_dq.cp
 Shapes: N outputs (rows), K inputs (cols), B = ceil(K / block_size) blocks in a row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+SCALE_BYTES = 4
+"""A float32."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,42 @@ class Packed:
     """uint8 (N, ceil(B * bits / 8)), packed as the codes; None for a symmetric grid."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Matrices that one node multiplies by, and so share a grid."""
+
+    tensors: Mapping[str, tuple[int, int]]
+    """(N, K) by name."""
+    candidates: tuple[MatMulNBits, ...]
+
+
+def matrix_bytes(shape: tuple[int, int], grid: MatMulNBits) -> int:
+    """Of codes, scales and zero points of a matrix (N, K)."""
+    n_blocks = -(-shape[1] // grid.block_size)
+    points = 0 if grid.symmetric else -(-n_blocks * grid.bits // 8)
+    return shape[0] * (n_blocks * (grid.block_size * grid.bits // 8 + SCALE_BYTES) + points)
+
+
 def quantize(rows: np.ndarray, grid: MatMulNBits) -> Packed:
     """`rows` float32 (N, K) rounded to `grid`. Raises ValueError for weights that are not finite."""
     if not np.isfinite(rows).all():
         raise ValueError("weights are not finite")
-    blocks = _blocks(rows, grid.block_size)
-    scales, zero_points = _scales(blocks, grid)
+    blocks = blocks_of(rows, grid.block_size)
+    scales, zero_points = scales_of(blocks, grid)
+    return pack(nearest(blocks, scales, zero_points, grid), scales, zero_points, grid)
+
+
+def nearest(blocks: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, grid: MatMulNBits) -> np.ndarray:
+    """The nearest codes uint8 (N, B, block_size) of `blocks`, with scales (N, B) and zero points (N, B)."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # a denormal scale has an infinite inverse
         inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
         moved = np.nan_to_num(blocks * inverse[..., None] + zero_points[..., None].astype(np.float32), nan=0.0)
-    packed = _pack(_rounded(moved, grid.highest), grid)
-    return Packed(packed, scales, None if grid.symmetric else _pack(zero_points, grid))
+    return _rounded(moved, grid.highest)
+
+
+def pack(codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, grid: MatMulNBits) -> Packed:
+    """The operator's inputs of codes uint8 (N, B, block_size), scales float32 (N, B) and zero points uint8 (N, B)."""
+    return Packed(_pack(codes, grid), scales, None if grid.symmetric else _pack(zero_points, grid))
 
 
 def dequantize(packed: Packed, grid: MatMulNBits, cols: int) -> np.ndarray:
@@ -77,7 +106,7 @@ def dequantize(packed: Packed, grid: MatMulNBits, cols: int) -> np.ndarray:
     return np.ascontiguousarray(values.reshape(len(values), -1)[:, :cols])
 
 
-def _blocks(rows: np.ndarray, block_size: int) -> np.ndarray:
+def blocks_of(rows: np.ndarray, block_size: int) -> np.ndarray:
     """(N, B, block_size) float32; the last block is filled with zeros."""
     n, cols = rows.shape
     n_blocks = -(-cols // block_size)
@@ -86,7 +115,7 @@ def _blocks(rows: np.ndarray, block_size: int) -> np.ndarray:
     return padded.reshape(n, n_blocks, block_size)
 
 
-def _scales(blocks: np.ndarray, grid: MatMulNBits) -> tuple[np.ndarray, np.ndarray]:
+def scales_of(blocks: np.ndarray, grid: MatMulNBits) -> tuple[np.ndarray, np.ndarray]:
     """Scales float32 (N, B) and zero points uint8 (N, B).
 
     Symmetric: the value of largest magnitude becomes code 0. Asymmetric: the range, widened to hold zero.
