@@ -69,8 +69,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
-        {"artifact", "console", "data.tokenizing", "errors", "extras", "pipeline", "plan", "recipe", "recipe_reader",
-         "report", "runtime", "store"},
+        {"artifact", "console", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan", "recipe",
+         "recipe_reader", "report", "runtime", "store"},
         {"cryptography"},
     ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),

@@ -8,7 +8,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeft.bundle.contents import Extras, base_licence, entry_folder, generation_defaults, kind_of, shipped_entry
+from edgeft.bundle.contents import (
+    Extras,
+    base_licence,
+    entry_folder,
+    generation_defaults,
+    kind_of,
+    measurements,
+    shipped_entry,
+)
 from edgeft.bundle.run import Run
 from edgeft.report.numbers import count, size
 
@@ -18,54 +26,59 @@ LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
 def model_card(run: Run, extras: Extras) -> str:
     """The card as Markdown, the run's own report behind it. A run without one gives a card that says so."""
     entry = shipped_entry(run, extras.file)
+    bench = measurements(run, entry) or {}
     sections = [
         _head(run, extras, entry),
         f"# {run.name}",
         _what(run, entry),
         "## Use",
         _use(run, entry),
-        "## Limits",
-        _bullets(limits(run, entry)),
+        "## Accuracy and its limits",
+        _bullets(scores(bench)),
+        _bullets(limits(run, entry, bench)),
         "## Licence",
         _licence(run, extras),
         "## Energy",
-        energy(run),
+        energy(bench),
     ]
     report = run.stages.get("report")
     if report and "report.md" in report.files:
         sections.append(report.file("report.md").read_text(encoding="utf-8").partition("\n\n")[2].rstrip())
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def limits(run: Run, entry: Mapping[str, Any]) -> Iterator[str]:
+def scores(bench: Mapping[str, Any]) -> Iterator[str]:
+    """Every metric with its 95 % interval and the number of examples it is of."""
+    for score in bench.get("accuracy", {}).get("scores", ()):
+        low, high = score["ci95"]
+        yield f"{score['metric']} {score['value']:.3f} [{low:.3f}, {high:.3f}] on {count(score['n'])} test examples"
+
+
+def limits(run: Run, entry: Mapping[str, Any], bench: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers do not say, one sentence each."""
-    values, bench = run.values, run.json("bench", "bench.json")
     if not bench:
         yield "Its accuracy and speed were not measured."
-    elif bench["file"] not in (entry["file"], entry_folder(entry)):
-        yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file in this bundle."
     else:
-        n = bench["accuracy"]["n"]
+        if bench["file"] not in (entry["file"], entry_folder(entry)):
+            yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file in this bundle."
         yield (
-            f"Accuracy is that on {count(n)} test examples from where its training data came from; other uses, "
-            "languages and ways of asking were not measured."
+            "The examples are from where its training data came from; other uses, languages and ways of asking were "
+            "not measured."
         )
-    metrics = {score["metric"] for score in (bench or {}).get("accuracy", {}).get("scores", [])}
+    metrics = {score["metric"] for score in bench.get("accuracy", {}).get("scores", ())}
     if "out_of_scope_recall" not in metrics:
         yield "How it answers what it was not trained for was not measured; it may answer wrongly and sound sure."
     yield "Bias, safety and leaking of training data were not measured."
-    if values.get("data.max_length"):
-        yield f"It was trained on conversations of at most {count(values['data.max_length'])} tokens."
-    if values.get("bench.n_ctx"):
-        yield f"It was measured with a context of {count(values['bench.n_ctx'])} tokens."
+    for key, what in (("data.max_length", "trained on conversations of at most"), ("bench.n_ctx", "measured within")):
+        if run.values.get(key):
+            yield f"It was {what} {count(run.values[key])} tokens."
     verdict = run.json("gate", "verdict.json")
     if verdict and not verdict["passed"]:
         yield "IT MISSED BUDGETS OF ITS RECIPE; see Verdict."
 
 
-def energy(run: Run) -> str:
-    """Energy of an answer, or why it was not counted."""
-    bench = run.json("bench", "bench.json") or {}
+def energy(bench: Mapping[str, Any]) -> str:
+    """Energy of a token, or why it was not counted."""
     counted = (bench.get("latency") or {}).get("energy") or {}
     joules = (bench.get("metrics") or {}).get("energy_j_per_token")
     if joules:

@@ -15,6 +15,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 """Keys of generation_config.json that mean the same in `edgeft.runtime`."""
 LABEL_METRICS = {"label_accuracy", "macro_f1"}
 MAX_LABELS = 1000
+NANO_FOLDER = Path(__file__).parent.parent / "assets" / "nano"
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,19 @@ class Extras:
     """What the packer adds: an SPDX licence expression, licence texts, and files in place of the run's own.
 
     `file` picks the exported file by name or ftype (None: the one that ships); `files` maps `generation`, `schema`,
-    `grammar`, `labels` or `calibration` to a file.
+    `grammar`, `labels` or `calibration` to a file. `base` is the base model's folder, for the layout `peft`.
     """
 
     file: str | None = None
     license: str | None = None
     license_files: tuple[Path, ...] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
+    base: Path | None = None
 
 
 def collect(run: Run, extras: Extras) -> list[Item]:
     """The files of the bundle but card, SBOM and manifest. Raises UsageError when there is no such exported file."""
-    model = run.model
+    model, measured = run.model, measurements(run, shipped_entry(run, extras.file))
     items = [*model_items(run, extras.file)]
     items += [
         Item(f"tokenizer/{name}", model.path / name, "tokenizer") for name in TOKENIZER_FILES if name in model.files
@@ -53,7 +55,7 @@ def collect(run: Run, extras: Extras) -> list[Item]:
         "generation": generation_defaults(run),
         "schema": run.recipe().get("bench", {}).get("json_schema"),
         "labels": labels(run),
-        "calibration": calibration(run),
+        "calibration": calibration(run, measured),
     }
     for role, value in own.items():
         if value is not None and role not in extras.files:
@@ -61,9 +63,10 @@ def collect(run: Run, extras: Extras) -> list[Item]:
     for role, path in sorted(extras.files.items()):
         items.append(Item(f"{role}.gbnf" if role == "grammar" else f"{role}.json", path, role))
     items += _licences(run, extras)
-    for stage, name, role in (("report", "report.json", "report"), ("bench", "bench.json", "measurements")):
-        if run.json(stage, name) is not None:
-            items.append(Item(f"reports/{name}", run.stages[stage].path / name, role))
+    if run.json("report", "report.json") is not None:
+        items.append(Item("reports/report.json", run.stages["report"].path / "report.json", "report"))
+    if measured is not None:
+        items.append(Item("reports/bench.json", to_json(measured), "measurements"))
     items.append(Item("recipe.json", to_json(recipe_record(run)), "recipe"))
     return items
 
@@ -131,11 +134,20 @@ def labels(run: Run) -> list[str] | None:
     return sorted(found) if 0 < len(found) <= MAX_LABELS else None
 
 
-def calibration(run: Run) -> dict[str, Any] | None:
+def measurements(run: Run, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run measured of this exported file, else of the one that ships (`file` says which); None: nothing."""
+    shipped: dict[str, Any] | None = run.json("bench", "bench.json")
+    for measured in (shipped, *(run.json("bench", "others.json") or ())):
+        if measured and measured["file"] in (entry["file"], entry_folder(entry)):
+            return dict(measured)
+    return shipped
+
+
+def calibration(run: Run, measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The confidence below which the recipe abstains, and how far confidence was right; None when neither is there."""
-    measured = (run.json("bench", "bench.json") or {}).get("accuracy", {}).get("reliability")
+    bins = (measured or {}).get("accuracy", {}).get("reliability")
     threshold = run.values.get("bench.abstain_below")
-    return ({"threshold": threshold} if threshold else {}) | ({"reliability": measured} if measured else {}) or None
+    return ({"threshold": threshold} if threshold else {}) | ({"reliability": bins} if bins else {}) or None
 
 
 def recipe_record(run: Run) -> dict[str, Any]:
@@ -168,8 +180,7 @@ def _licences(run: Run, extras: Extras) -> Iterator[Item]:
     for path in extras.license_files:
         yield Item(f"licences/{path.name}", path, "licences")
     if run.values.get("model.base") == NANO:
-        nano = Path(__file__).parent.parent / "assets" / "nano" / "README.md"
-        yield Item("licences/edgeft-nano.md", nano, "licences")
+        yield Item("licences/edgeft-nano.md", NANO_FOLDER / "README.md", "licences")
 
 
 def _common_system(run: Run) -> str | None:

@@ -1,14 +1,19 @@
 """Folders that other programs load: Ollama, transformers, peft and llama.cpp, onnxruntime-genai, transformers.js."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeft.artifact import sha256_file
 from edgeft.bundle.card import model_card
-from edgeft.bundle.contents import Extras, entry_folder, generation_defaults, model_items, shipped_entry
+from edgeft.bundle.contents import NANO_FOLDER, Extras, entry_folder, generation_defaults, model_items, shipped_entry
 from edgeft.bundle.ollama import modelfile
-from edgeft.bundle.run import Run
+from edgeft.bundle.run import NANO, Run
+from edgeft.console import silent_log
 from edgeft.errors import UsageError
+from edgeft.extras import extra_needed
 from edgeft.runtime.bundle_folder import write_folder
 from edgeft.runtime.header import check_gguf
 
@@ -54,14 +59,32 @@ def _huggingface(run: Run, folder: Path, extras: Extras) -> None:
 
 
 def _peft(run: Run, folder: Path, extras: Extras) -> None:
-    """The adapter alone, as peft loads it onto the base; provenance.json says which base that is, by sha256."""
+    """The adapter alone, as peft loads it onto the base; where the base is at hand, as a GGUF LoRA too.
+
+    Both say by sha256 which base they are for; a base that is not the one trained on is refused.
+    """
     train = run.stages.get("train")
     names = [name for name in train.files if name.startswith("adapter/")] if train else []
     if not train or not names:
         raise UsageError("the run trained no adapter (train.method: full); take the whole model: --layout huggingface")
     for name in names:
         _copy(train.path / name, folder / name.removeprefix("adapter/"))
-    _copy(run.model.file("provenance.json"), folder / "provenance.json")
+    provenance = run.model.file("provenance.json")
+    _copy(provenance, folder / "provenance.json")
+    base = extras.base or (NANO_FOLDER if run.values.get("model.base") == NANO else None)
+    if base is None:
+        return
+    if _weights_sha256(base) != json.loads(provenance.read_bytes())["base_sha256"]:
+        raise UsageError(f"{base}: not the base the adapter was trained on (its weights have another sha256)")
+    with extra_needed("gguf,train"):
+        from edgeft.export.gguf.export import export_lora
+    export_lora(base, train.path / "adapter", folder, name=run.name, provenance={}, log=silent_log())
+
+
+def _weights_sha256(folder: Path) -> str:
+    """As provenance.json has it (`training.models.base_sha256`): of the sha256 of each file of weights."""
+    digests = [bytes.fromhex(sha256_file(path)) for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _onnx(layout: str) -> Callable[[Run, Path, Extras], None]:

@@ -60,7 +60,7 @@ def _materials(run: Run) -> Iterator[dict[str, Any]]:
             "type": "machine-learning-model",
             "bom-ref": "base",
             "name": str(provenance.get("base", "base")).rstrip("/").rsplit("/", 1)[-1],
-            "hashes": _hashes(provenance["base_sha256"]),
+            "properties": [{"name": "edgeft:base_sha256", "value": provenance["base_sha256"]}],
         }
     data = run.stages.get("data")
     for split in ("train", "validation", "test"):

@@ -29,6 +29,9 @@ def command(name: str, text: str) -> click.Command:
         help=f"Use this file for a role: {', '.join(ROLES)}.",
     )  # fmt: skip
     @click.option("--layout", type=click.Choice(LAYOUTS), help="Write a folder for this program, not a bundle.")
+    @click.option(
+        "--base", type=click.Path(path_type=Path), help="The base's folder: --layout peft writes a GGUF LoRA too."
+    )
     @click.option("--failed", is_flag=True, help="Pack even a run that missed its budgets.")
     @json_option
     def pack_command(
@@ -41,6 +44,7 @@ def command(name: str, text: str) -> click.Command:
         texts: tuple[Path, ...],
         given: tuple[tuple[str, Path], ...],
         layout: str | None,
+        base: Path | None,
         failed: bool,
         as_json: bool,
     ) -> None:
@@ -48,15 +52,17 @@ def command(name: str, text: str) -> click.Command:
         from edgeft.bundle.pack import pack
         from edgeft.bundle.run import read_run
 
-        extras = Extras(chosen, licence, texts, dict(given))
+        extras = Extras(chosen, licence, texts, dict(given), base)
         if layout is not None:
             from edgeft.bundle.layouts import write_layout
 
             if folder or sign or given or as_json:
-                raise click.UsageError("--layout goes with --file, --license and --license-file only")
+                raise click.UsageError("--layout goes with --file, --base, --license and --license-file only")
             write_layout(read_run(run), layout, out, extras)
             click.echo(f"{out}: a folder for {layout}")
             return
+        if base is not None:
+            raise click.UsageError("--base goes with --layout peft only")
         manifest = pack(read_run(run), out, extras, key=sign, folder=folder, failed=failed)
         n_bytes = sum(record.bytes for record in manifest.files.values())
         if as_json:

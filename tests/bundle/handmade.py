@@ -27,7 +27,8 @@ TEMPLATE = (
 def make_run(folder: Path, *, model: bytes = b"GGUF weights", passed: bool | None = None, **changes: Any) -> Path:
     """A run in `folder` whose shipping file has the bytes `model`; returns the folder.
 
-    `changes`: `generation` and `config` of the model, `base` of its provenance, `entries` and `exported` files.
+    `changes`: `generation` and `config` of the model, `base` of its provenance, `entries` and `exported`
+    files, `others` measured beside the one that ships.
     """
     chat = [
         {"messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"turn {answer}"},
@@ -60,7 +61,7 @@ def make_run(folder: Path, *, model: bytes = b"GGUF weights", passed: bool | Non
         folder, "export", {"files.json": entries, **exported}, {},
         {"stage data": data, "stage merge": merge, "recipe name": "home", "recipe export.ship": None},
     )  # fmt: skip
-    bench = stage(folder, "bench", {"bench.json": BENCH}, {}, {
+    bench = stage(folder, "bench", {"bench.json": BENCH, "others.json": changes.get("others", [])}, {}, {
         "stage data": data, "stage export": export, "recipe bench.metrics": ["label_accuracy"],
         "recipe bench.max_new_tokens": 8, "recipe bench.n_ctx": 256, "recipe bench.json_schema.type": "string",
     })  # fmt: skip

@@ -139,10 +139,17 @@ def test_the_hugging_face_folder(tmp_path: Path) -> None:
 
 
 def test_the_adapter_folder(tmp_path: Path) -> None:
-    write_layout(read_run(make_run(tmp_path / "home")), "peft", tmp_path / "out", Extras())
+    write_layout(read_run(make_run(tmp_path / "home", base="models/smol")), "peft", tmp_path / "out", Extras())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"}
     assert json.loads((tmp_path / "out" / "provenance.json").read_bytes())["base_sha256"] == "cc" * 32
+
+
+def test_another_base_than_the_adapter_was_trained_on(repo_root: Path, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "home", base="models/smol"))
+    with pytest.raises(UsageError, match="not the base the adapter was trained on"):
+        write_layout(run, "peft", tmp_path / "out", Extras(base=repo_root / "edgeft" / "assets" / "nano"))
+    assert not (tmp_path / "out").exists()
 
 
 ENTRIES = [

@@ -15,7 +15,7 @@ from edgeft.bundle.run import read_run
 from edgeft.errors import ArtifactError, GateFailed, UsageError
 from edgeft.runtime.bundle import Bundle, check_bundle, open_bundle
 from edgeft.runtime.bundle_manifest import FORMAT
-from tests.bundle.handmade import LABELS, SYSTEM, make_run
+from tests.bundle.handmade import BENCH, LABELS, SCORE, SYSTEM, make_run
 
 
 def packed(run: Path, out: Path, extras: Extras = Extras(), **options: Any) -> Bundle:  # noqa: B008
@@ -76,8 +76,8 @@ def test_the_card_has_the_numbers_and_their_limits(bundle: Bundle) -> None:
         "tags": ["edgeft"],
     }
     for said in (
-        "0.900 [0.700, 0.970]", "20 test examples", "0.0123 J for a token", "RAPL package-0", SYSTEM,
-        "Bias, safety", "what it was not trained for was not measured",
+        "label_accuracy 0.900 [0.700, 0.970] on 20 test examples", "| 20 | 0.900 [0.700, 0.970] |", SYSTEM,
+        "0.0123 J for a token", "RAPL package-0", "Bias, safety", "what it was not trained for was not measured",
     ):  # fmt: skip
         assert said in text, said
 
@@ -86,6 +86,17 @@ def test_the_card_says_whose_numbers_they_are(run: Path, tmp_path: Path) -> None
     other = packed(run, tmp_path / "f16.edgeft", Extras(file="F16"))
     assert other.model.name == "home-F16.gguf"
     assert "All numbers are of home-Q8_0.gguf, not of home-F16.gguf" in (other.path / "README.md").read_text()
+
+
+def test_another_file_comes_with_its_own_numbers(tmp_path: Path) -> None:
+    other = BENCH | {"file": "home-F16.gguf", "accuracy": {"scores": [SCORE | {"value": 0.95}], "reliability": [{}]}}
+    run = make_run(tmp_path / "home", others=[other])
+    bundle = packed(run, tmp_path / "f16.edgeft", Extras(file="F16"))
+    assert bundle.json("measurements") == other
+    assert bundle.json("calibration") == {"reliability": [{}]}
+    card = (bundle.path / "README.md").read_text()
+    assert "label_accuracy 0.950" in card
+    assert "All numbers are of" not in card
 
 
 def test_what_the_packer_gives_wins(run: Path, tmp_path: Path) -> None:

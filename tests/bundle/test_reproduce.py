@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from edgeft.artifact import sha256_file
 from edgeft.bundle.contents import Extras
+from edgeft.bundle.layouts import write_layout
 from edgeft.bundle.pack import pack
 from edgeft.bundle.reproduce import packed_recipe, reproduce
 from edgeft.bundle.run import read_run
+from edgeft.cli import main
 from edgeft.console import silent_log
 from edgeft.errors import BundleError, UsageError
 from edgeft.pipeline import run
@@ -94,6 +97,15 @@ def test_the_packed_model_answers(project: Path, bundle: Bundle) -> None:
         assert model.chat(turns, max_new_tokens=4).text == plain.chat(turns, max_new_tokens=4).text
 
 
+def test_the_adapter_as_a_gguf_lora(project: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    packed = read_run(project / "runs" / "tiny")
+    write_layout(packed, "peft", tmp_path / "peft", Extras(base=project / "base"))
+    fields = gguf.GGUFReader(tmp_path / "peft" / "tiny-lora.gguf").fields
+    assert fields["general.type"].contents() == "adapter"
+    assert fields["edgeft.base_sha256"].contents() == sha256_file(project / "base" / "model.safetensors")
+
+
 def test_another_seed_gives_other_bytes_and_says_where(project: Path, bundle: Bundle, tmp_path: Path) -> None:
     recipe = packed_recipe(bundle, project / "recipe.yaml", ("seed=2",))
     found = reproduce(bundle, recipe, tmp_path / "again", silent_log())
@@ -117,3 +129,17 @@ def test_paths_must_be_given(bundle: Bundle, project: Path) -> None:
     with pytest.raises(UsageError, match=r"--set data.train=PATH"):
         packed_recipe(bundle, None, ("model.base=base",))
     assert packed_recipe(bundle, None, paths(project)).train.learning_rate == 1e-2
+
+
+def test_the_command(project: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def cli(*words: str | Path) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["reproduce", *map(str, (project / "tiny.edgeft", "--recipe", project / "recipe.yaml", *words))])
+        return int(ended.value.code or 0)
+
+    assert cli("--workdir", tmp_path / "same") == 0
+    assert "model/tiny-Q8_0.gguf             same" in capsys.readouterr().out
+    assert cli("--workdir", tmp_path / "other", "--set", "seed=2", "--json") == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["same"] is False
+    assert "not as in the first run: seed: 1 → 2" in said.err

@@ -54,7 +54,7 @@ def test_the_check_checks(documents: list[Any], is_valid: Any) -> None:
 def test_what_it_was_made_of_is_listed(documents: list[Any], tmp_path: Path) -> None:
     parts = {part["bom-ref"]: part for part in documents[0]["components"]}
     assert parts["pkg:pypi/torch@2.13.0%2Bcpu"]["version"] == "2.13.0+cpu"
-    assert parts["base"]["hashes"] == [{"alg": "SHA-256", "content": "cc" * 32}]
+    assert parts["base"]["properties"] == [{"name": "edgeft:base_sha256", "value": "cc" * 32}]
     assert {"data:train", "data:validation", "data:test"} < parts.keys()
     files = {file["name"] for file in documents[0]["metadata"]["component"]["components"]}
     assert {"model/home-Q8_0.gguf", "README.md", "recipe.json"} < files
