@@ -55,7 +55,8 @@ def recover(
 
     Compared are all positions that carry loss in `tokens`, in the batches of `plan`; the loss is kd_ratio · KL +
     (1 − kd_ratio) · cross-entropy. Kept is the state with the lowest KL on `validation`, where every evaluation has
-    the weights just as the export will write them; if none is below the model's own, that stays as it is.
+    the weights just as the export will write them, multiplied in float32; if none is below the model's own, that
+    stays as it is.
     Checkpoints and the log are in `out`, as `train_loop` writes them. `model` is left frozen, as the teacher.
 
     Raises TrainingError as `train_loop` does, and when there are no validation tokens.
@@ -64,7 +65,7 @@ def recover(
     student = copy.deepcopy(model)
     use_packed_attention(student)
     rounded = RoundedModel(student, roundings, lora=lora)
-    loss_sum = _loss_sum(Teacher(model, model.config.get_text_config().vocab_size), kd_ratio)
+    loss_sum = _loss_sum(model, kd_ratio, config.autocast)
     kl_before = mean_loss(rounded, validation, loss_sum, config)
     log.say(f"KL to the unrounded model: {kl_before:.4g} nats a token before recovery")
     optimizer = make_optimizer([p for p in rounded.parameters() if p.requires_grad])
@@ -91,12 +92,16 @@ def recover(
     return Recovery(rounded.unround(), kl_before, kl_after, result)
 
 
-def _loss_sum(teacher: Teacher, kd_ratio: float) -> LossSum:
-    """The objective in training, the KL alone in evaluation; in nats, summed over positions that carry loss."""
-    learned = distillation_loss_sum(Objective(kd_ratio=kd_ratio), teacher.vocabulary, teacher)
-    measured = distillation_loss_sum(Objective(), teacher.vocabulary, teacher)
+def _loss_sum(model: Any, kd_ratio: float, autocast: torch.dtype | None) -> LossSum:
+    """The objective in training; in evaluation the KL alone, in float32. In nats, summed over positions with loss."""
+    vocabulary = model.config.get_text_config().vocab_size
+    learned = distillation_loss_sum(Objective(kd_ratio=kd_ratio), vocabulary, Teacher(model, vocabulary, autocast))
+    measured = distillation_loss_sum(Objective(), vocabulary, Teacher(model, vocabulary))
 
     def loss_sum(rounded: RoundedModel, batch: Any) -> torch.Tensor:
-        return (learned if rounded.training else measured)(rounded.rounded(), batch)
+        if rounded.training:
+            return learned(rounded.rounded(), batch)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
+            return measured(rounded.rounded(), batch)
 
     return loss_sum

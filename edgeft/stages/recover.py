@@ -27,7 +27,7 @@ from edgeft.stages._model import RECOVERED_FOR, final_model
 from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.loop import LoopConfig
 from edgeft.training.memory import keep_freed_memory
-from edgeft.training.models import load_model
+from edgeft.training.models import DTYPES, load_model
 
 LARGEST_NORM = 1.0
 NOT_COPIED = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", "provenance.json", MANIFEST)
@@ -112,6 +112,7 @@ def _loop_config(section: Recover, steps: int) -> LoopConfig:
         micro_batch_tokens=section.micro_batch_tokens,
         save_steps=section.save_steps,
         eval_steps=section.eval_steps or max(1, round(steps / section.num_train_epochs)),
+        autocast=None if section.torch_dtype == "float32" else DTYPES[section.torch_dtype],
     )
 
 
