@@ -43,7 +43,8 @@ def main() -> None:
         if llama_cpp.llama_vocab_is_eog(vocab, token):
             break
         answer.append(token)
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * 1)(token), 1)
+        tokens[0] = token
+        batch = llama_cpp.llama_batch_get_one(tokens, 1)
     text = ctypes.create_string_buffer(16 * n_new)
     ids = (llama_cpp.llama_token * len(answer))(*answer)
     size = llama_cpp.llama_detokenize(vocab, ids, len(answer), text, len(text), False, False)

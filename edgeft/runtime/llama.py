@@ -16,6 +16,7 @@ import numpy as np
 from edgeft.errors import RuntimeFault
 from edgeft.runtime.base import TextModel
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
+from edgeft.runtime.optional import open_module
 
 N_BATCH = 512
 SEQUENCE = 0
@@ -48,6 +49,18 @@ class LlamaModel(LlamaVocabulary, TextModel):
         self._batch = _Batch(self._n_batch)
         self._logits, self._logits_at = np.empty((0, self.n_vocab), np.float32), 0
         self._n_past = 0
+        self._embedder: Any = None
+
+    def embed(self, texts: Sequence[str], *, normalize: bool = True) -> np.ndarray:
+        """See `Model.embed`. Special tokens are added as the file says."""
+        ids = [self.tokenize(text, add_special=True) for text in texts]
+        with self._turns:
+            self._check_open()
+            if self._embedder is None:
+                embedding = open_module("llama_embed", "gguf")
+                self._embedder = embedding.Embedder(self._model, self.path, self._context_params(), self.n_ctx)
+            vectors: np.ndarray = self._embedder.vectors(ids, normalize=normalize)
+            return vectors
 
     def close(self) -> None:
         """See `Model.close`; closing twice does no harm."""
@@ -125,6 +138,8 @@ class LlamaModel(LlamaVocabulary, TextModel):
 
     def _free(self) -> None:
         """See `TextModel._free`."""
+        if self._embedder is not None:
+            self._embedder.free()
         self._batch.free()
         llama_cpp.llama_free(self._context)
         LlamaVocabulary.close(self)

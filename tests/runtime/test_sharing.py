@@ -199,8 +199,3 @@ def test_opening_and_closing_leaves_no_memory_behind(either_path: Path) -> None:
     for _ in range(40):
         cycle()
     assert resident_bytes() < 1.03 * before
-
-
-def test_an_encoder_is_needed_for_vectors(either: Model) -> None:
-    with pytest.raises(RuntimeFault, match="embed with an encoder"):
-        either.embed(["a"])
