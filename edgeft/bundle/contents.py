@@ -1,12 +1,13 @@
 """What goes into a bundle, file by file, and what each is for."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.bundle.run import NANO, Run
+from edgeft.bundle.run import NANO, Run, without_folders
 from edgeft.errors import UsageError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -130,7 +131,7 @@ def labels(run: Run) -> list[str] | None:
         return [text for _, text in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
     if not LABEL_METRICS & set(run.values.get("bench.metrics") or ()):
         return None
-    found = {messages[-1]["content"] for messages in _training_messages(run)}
+    found = {str(messages[-1].get("content") or "") for messages in _training_messages(run)}
     return sorted(found) if 0 < len(found) <= MAX_LABELS else None
 
 
@@ -158,12 +159,20 @@ def recipe_record(run: Run) -> dict[str, Any]:
         "stages": {
             stage: {
                 "key": artifact.key,
-                "made_from": dict(sorted(artifact.made_from.items())),
+                "made_from": without_folders(dict(sorted(artifact.made_from.items()))),
                 "files": {name: record.sha256 for name, record in sorted(artifact.files.items())},
             }
             for stage, artifact in sorted(run.stages.items())
         },
     }
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy to a new folder if need be. Raises UsageError when there is no such file."""
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def to_json(value: Any) -> bytes:

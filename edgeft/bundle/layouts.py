@@ -2,13 +2,20 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from edgeft.artifact import sha256_file
 from edgeft.bundle.card import model_card
-from edgeft.bundle.contents import NANO_FOLDER, Extras, entry_folder, generation_defaults, model_items, shipped_entry
+from edgeft.bundle.contents import (
+    NANO_FOLDER,
+    Extras,
+    copy_file,
+    entry_folder,
+    generation_defaults,
+    model_items,
+    shipped_entry,
+)
 from edgeft.bundle.ollama import modelfile
 from edgeft.bundle.run import NANO, Run
 from edgeft.console import silent_log
@@ -34,7 +41,7 @@ def write_layout(run: Run, layout: str, out: Path, extras: Extras) -> None:
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(model_card(run, extras), encoding="utf-8")
         for text in extras.license_files:
-            _copy(text, folder / text.name)
+            copy_file(text, folder / text.name)
 
     write_folder(out, write)
 
@@ -44,18 +51,17 @@ def _ollama(run: Run, folder: Path, extras: Extras) -> None:
     entry = shipped_entry(run, extras.file)
     if entry["format"] != "gguf":
         raise UsageError(f"Ollama loads GGUF files, not {entry['format']}; choose one with --file")
-    (item,) = model_items(run, extras.file)
     path = run.stages["export"].file(entry["file"])
     texts = {file.name: _text(file) for file in extras.license_files}
     content = modelfile(path.name, check_gguf(path), generation_defaults(run), texts)
     (folder / "Modelfile").write_text(content, encoding="utf-8")
-    _copy(Path(str(item.content)), folder / path.name)
+    copy_file(path, folder / path.name)
 
 
 def _huggingface(run: Run, folder: Path, extras: Extras) -> None:
     """The final model, merged and not quantized, as transformers loads it."""
     for name in run.model.files:
-        _copy(run.model.path / name, folder / name)
+        copy_file(run.model.path / name, folder / name)
 
 
 def _peft(run: Run, folder: Path, extras: Extras) -> None:
@@ -68,9 +74,9 @@ def _peft(run: Run, folder: Path, extras: Extras) -> None:
     if not train or not names:
         raise UsageError("the run trained no adapter (train.method: full); take the whole model: --layout huggingface")
     for name in names:
-        _copy(train.path / name, folder / name.removeprefix("adapter/"))
+        copy_file(train.path / name, folder / name.removeprefix("adapter/"))
     provenance = run.model.file("provenance.json")
-    _copy(provenance, folder / "provenance.json")
+    copy_file(provenance, folder / "provenance.json")
     base = extras.base or (NANO_FOLDER if run.values.get("model.base") == NANO else None)
     if base is None:
         return
@@ -96,7 +102,7 @@ def _onnx(layout: str) -> Callable[[Run, Path, Extras], None]:
         if not any(name == mark or name.startswith(f"{mark}/") for name in names):
             raise UsageError(f"the exported file has no {mark}; export one with `layout: {layout}` in `export.onnx`")
         for item in items:
-            _copy(Path(str(item.content)), folder / item.name.removeprefix(prefix))
+            copy_file(Path(str(item.content)), folder / item.name.removeprefix(prefix))
 
     return fill
 
@@ -116,14 +122,6 @@ LAYOUTS: dict[str, Callable[[Run, Path, Extras], None]] = {
     "genai": _onnx("genai"),
     "transformers.js": _onnx("transformers.js"),
 }
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copyfile(source, target)
-    except FileNotFoundError:
-        raise UsageError(f"{source}: no such file") from None
 
 
 def _text(path: Path) -> str:

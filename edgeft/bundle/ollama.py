@@ -16,12 +16,12 @@ GO_TEMPLATES = {
         "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
     ),
     "plain": (
-        'BOS{{- range .Messages }}{{ if eq .Role "assistant" }}{{ .Content }}EOS{{ else }}{{ .Content }}\n'
+        '⟨bos⟩{{- range .Messages }}{{ if eq .Role "assistant" }}{{ .Content }}⟨eos⟩{{ else }}{{ .Content }}\n'
         "{{ end }}{{ end }}"
     ),
 }
-"""By the name in `data.tokenizing.TEMPLATES`. `.Messages` has the system message among them. EOS stands for the text
-of the end token; BOS for that of the first, or nothing where llama.cpp puts it before every text by itself."""
+"""By the name in `data.tokenizing.TEMPLATES`. `.Messages` has the system message among them. ⟨eos⟩ stands for the text
+of the end token, ⟨bos⟩ for that of the first, or nothing where llama.cpp puts it before every text by itself."""
 PARAMETERS = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "n_ctx": "num_ctx",
     "max_new_tokens": "num_predict",
@@ -68,7 +68,7 @@ def go_template(header: Header) -> str | None:
     begin, end = ("" if adds_bos(header) else _token(header, "bos_token_id") or ""), _token(header, "eos_token_id")
     if name == "plain" and (end is None or "{{" in begin + end):
         return None
-    return GO_TEMPLATES[name].replace("BOS", begin).replace("EOS", end or "")
+    return GO_TEMPLATES[name].replace("⟨bos⟩", begin).replace("⟨eos⟩", end or "")
 
 
 def adds_bos(header: Header) -> bool:

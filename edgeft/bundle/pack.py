@@ -1,6 +1,5 @@
 """Making a bundle of a finished run. The same run and options give the same bytes."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from edgeft import __version__
 from edgeft.artifact import FileRecord, refused_writes, sha256_file, writing
 from edgeft.bundle.card import model_card
-from edgeft.bundle.contents import Extras, Item, collect, to_json
+from edgeft.bundle.contents import Extras, Item, collect, copy_file, to_json
 from edgeft.bundle.run import Run
 from edgeft.bundle.sbom import sbom
 from edgeft.bundle.signing import sign
@@ -16,6 +15,7 @@ from edgeft.errors import GateFailed, UsageError
 from edgeft.runtime.bundle import check_bundle
 from edgeft.runtime.bundle_folder import write_folder
 from edgeft.runtime.bundle_manifest import FORMAT, MANIFEST, SIGNATURE, Manifest
+from edgeft.runtime.bundle_names import name_problem
 from edgeft.runtime.bundle_zip import write_zip
 
 CARD, SBOM = "README.md", "sbom.cdx.json"
@@ -86,14 +86,12 @@ def _copy(items: Sequence[Item], target: Path) -> None:
         path = target / item.name
         if path.exists():
             raise UsageError(f"{item.name}: two files would have this name in the bundle; rename one")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(item.content, bytes):
+        if problem := name_problem(item.name):
+            raise UsageError(f"{item.name}: a name that {problem}; rename the file")
+        if isinstance(item.content, Path):
+            copy_file(item.content, path)
+        else:
             path.write_bytes(item.content)
-            continue
-        try:
-            shutil.copyfile(item.content, path)
-        except FileNotFoundError:
-            raise UsageError(f"{item.content}: no such file") from None
 
 
 def _roles(items: Sequence[Item]) -> dict[str, str]:

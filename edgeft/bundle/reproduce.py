@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft.bundle.run import FILE, put
+from edgeft.bundle.run import FILE, STAGE, put, without_folders
 from edgeft.console import Log
 from edgeft.errors import BundleError, UsageError
 from edgeft.pipeline import run
@@ -107,8 +107,8 @@ def _changes(record: dict[str, Any], steps: list[Planned]) -> tuple[str, ...]:
     found = []
     for planned in steps:
         before = record["stages"].get(planned.stage, {}).get("made_from", {})
-        now = {name: value for name, value in planned.made_from.items() if not name.startswith("stage ")}
-        found += differences({name: value for name, value in before.items() if not name.startswith("stage ")}, now)
+        now = without_folders(planned.made_from)
+        found += differences(*({key: side[key] for key in side if not key.startswith(STAGE)} for side in (before, now)))
     return tuple(dict.fromkeys(found))
 
 

@@ -39,7 +39,7 @@ class Run:
     def values(self) -> dict[str, Any]:
         """Every recipe value a stage read, by its dotted key; inputs' paths are not among them."""
         values = {
-            key.removeprefix(RECIPE): value
+            key.removeprefix(RECIPE): without_folders(value, key)
             for artifact in self.stages.values()
             for key, value in artifact.made_from.items()
             if key.startswith(RECIPE)
@@ -63,6 +63,15 @@ class Run:
         for key, value in sorted(self.values.items()):
             put(nested, key, value)
         return nested
+
+
+def without_folders(value: Any, key: str = "") -> Any:
+    """`value` with every path under a key `path` (sources with weights, replay) cut to its last name."""
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_folders(inner, name) for name, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and key.split(".")[-1] == "path" else value
 
 
 def put(nested: dict[str, Any], key: str, value: Any) -> None:

@@ -39,6 +39,9 @@ def verify_command(name: str, text: str) -> click.Command:
         else:
             signed = f"signed by {key}" if key else "signature not checked (--key)"
             click.echo(f"{bundle}: whole, {len(manifest.files)} files, {signed}")
+            click.echo(
+                f"budgets: {'none' if manifest.gate is None else 'met' if manifest.gate['passed'] else 'MISSED'}"
+            )
             click.echo(f"manifest sha256: {manifest.sha256}")
 
     return verify

@@ -55,7 +55,7 @@ class ZipBundle:
         try:
             with _as_bundle_error(path):
                 _check_end(path, self._file)
-                self._zip = zipfile.ZipFile(self._file)
+                self._zip = _opened(path, self._file)
                 self._entries = _checked_entries(path, self._zip.infolist())
                 _check_no_gap(path, self._file, list(self._entries.values()), self._zip.start_dir)
                 self.manifest = parse_manifest(self._small(MANIFEST) or b"", path)
@@ -142,6 +142,14 @@ def _check_end(path: Path, file: BinaryIO) -> None:
     if entries > MAX_FILES or directory_bytes > MAX_DIRECTORY_BYTES:
         raise BundleError(f"{path}: announces {entries} files, more than the {MAX_FILES} allowed; do not use it")
     file.seek(0)
+
+
+def _opened(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    """The directory read; places outside the file make zipfile seek there, which the system refuses."""
+    try:
+        return zipfile.ZipFile(file)
+    except (OSError, ValueError, OverflowError) as error:
+        raise BundleError(f"{path}: the zip file is damaged ({error}); fetch it again") from None
 
 
 def _checked_entries(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

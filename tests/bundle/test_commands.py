@@ -37,7 +37,7 @@ def test_from_key_to_unpacked(cli: Any, tmp_path: Path) -> None:
     assert code == 0
     made = json.loads(out)
     code, out, _ = cli("verify home.edgeft --key me.pub")
-    assert (code, out.splitlines()[1]) == (0, f"manifest sha256: {made['sha256']}")
+    assert (code, out.splitlines()[2]) == (0, f"manifest sha256: {made['sha256']}")
     assert json.loads(cli("verify home.edgeft --json")[1])["signed_by_key"] is False
     code, out, _ = cli("unpack home.edgeft app --key me.pub")
     assert code == 0

@@ -84,6 +84,14 @@ def overlapping(data: bytearray) -> None:
     struct.pack_into("<L", data, at + 42, 0)
 
 
+def directory_before_the_file(data: bytearray) -> None:
+    struct.pack_into("<L", data, len(data) - 10, 200_000)
+
+
+def directory_behind_the_file(data: bytearray) -> None:
+    struct.pack_into("<L", data, len(data) - 6, 0xFFFFFFF0)
+
+
 def many_announced(data: bytearray) -> None:
     struct.pack_into("<2H", data, len(data) - 14, 65000, 65000)
 
@@ -163,6 +171,8 @@ CASES: dict[str, tuple[Case, str]] = {
     "overlapping entries": (changed(overlapping), "lies over|damaged"),
     "bytes between entries": (changed(lambda data: data[:0] + b"PK\x03\x04 junk" + data), "follows bytes|damaged"),
     "a name twice": (two_contents, "there twice"),
+    "directory before the file": (changed(directory_before_the_file), "damaged"),
+    "directory behind the file": (changed(directory_behind_the_file), "damaged|lies over|follows bytes"),
     "thousands announced": (changed(many_announced), "announces"),
     # content
     "extra file": (lambda here: write_zip(here / "a", {**FILES, "x": b"x"}, GOOD), "does not list"),

@@ -111,6 +111,23 @@ def test_what_the_packer_gives_wins(run: Path, tmp_path: Path) -> None:
     assert (bundle.path / "README.md").read_text().startswith('---\nlicense: "mit"\n')
 
 
+def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "home", base="/home/me/base")
+    manifest = run / "data" / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["made_from"] |= {
+        "recipe data.replay.path": "/home/me/general.jsonl",
+        "recipe data.train": [{"path": "/home/me/a.jsonl", "weight": 2.0}],
+    }
+    manifest.write_text(json.dumps(content))
+    bundle = packed(run, tmp_path / "a.edgeft")
+    recipe = bundle.json("recipe")["recipe"]["data"]
+    assert recipe["replay"] == {"path": "general.jsonl"}
+    assert recipe["train"] == [{"path": "a.jsonl", "weight": 2.0}]
+    for path in bundle.path.rglob("*"):
+        assert path.is_dir() or b"/home/me" not in path.read_bytes(), path
+
+
 def test_a_model_that_samples_keeps_its_sampling(tmp_path: Path) -> None:
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_length": 20}
     run = make_run(tmp_path / "home", generation=sampling)
@@ -154,6 +171,8 @@ def test_a_failed_run_is_packed_only_when_asked(tmp_path: Path) -> None:
     [
         (Extras(file="Q4_K_M"), UsageError, "exported no such file, only F16, Q8_0"),
         (Extras(license_files=(Path("missing.txt"),)), UsageError, "missing.txt: no such file"),
+        (Extras(license_files=(Path(__file__).parent,)), UsageError, "bundle: no such file"),
+        (Extras(license_files=(Path("a b.txt"),)), UsageError, "licences/a b.txt: a name that has characters"),
     ],
 )
 def test_wrong_options(run: Path, tmp_path: Path, extras: Extras, error: type[Exception], message: str) -> None:
