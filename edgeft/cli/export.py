@@ -1,4 +1,4 @@
-"""`edgeft export RECIPE`, or `edgeft export gguf MODEL_DIR --out DIR` without a recipe."""
+"""`edgeft export RECIPE`, or `edgeft export gguf|onnx MODEL_DIR --out DIR` without a recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -7,23 +7,27 @@ import click
 
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
 from edgeft.cli._output import print_json, size, table
+from edgeft.cli.export_onnx import export_onnx_folder, onnx_options
 
-FORMAT = "gguf"
+FORMATS = ("gguf", "onnx")
 
 
 def command(name: str, text: str) -> click.Command:
     """The click command `edgeft export`."""
 
     @click.command(
-        name, help=f"{text}\n\nTARGET is a recipe or a Hugging Face model folder; {FORMAT} may stand before it."
+        name,
+        help=f"{text}\n\nTARGET is a recipe or a Hugging Face model folder; the format of the files may stand "
+        "before a folder. [gguf]",
     )
-    @click.argument("words", nargs=-1, required=True, metavar=f"[{FORMAT}] TARGET")
+    @click.argument("words", nargs=-1, required=True, metavar=f"[{'|'.join(FORMATS)}] TARGET")
     @click.option("--ftype", "ftypes", multiple=True, help="llama.cpp's name of a quantization; repeatable. [F16]")
-    @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files of a model folder.")
+    @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the files of a model folder.")
     @click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter to fold into the model.")
     @click.option("--adapter-only", is_flag=True, help="Write the adapter alone, for llama.cpp to load with the base.")
     @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (llama.cpp's file).")
     @click.option("--threads", type=click.IntRange(min=1), help="Threads that quantize. [one a core]")
+    @onnx_options
     @click.option("--force", is_flag=True, help="Make the files again (with a recipe).")
     @set_option
     @workdir_option
@@ -40,12 +44,14 @@ def command(name: str, text: str) -> click.Command:
         overrides: tuple[str, ...],
         workdir: Path,
         as_json: bool,
+        **onnx: Any,
     ) -> None:
-        target = _target(words)
+        form, target = _form_and_target(words)
+        onnx_given = [option for option, value in onnx.items() if value not in (None, ())]
         if is_recipe(target):
             from edgeft.cli.stage import run_until
 
-            if ftypes or out or adapter or adapter_only or imatrix or threads:
+            if ftypes or out or adapter or adapter_only or imatrix or threads or onnx_given:
                 raise click.UsageError("with a recipe, the files stand in its section `export`")
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
             return
@@ -53,21 +59,33 @@ def command(name: str, text: str) -> click.Command:
             raise click.UsageError("a model folder needs --out DIR, where the files will be written")
         if adapter_only and (adapter is None or ftypes or imatrix):
             raise click.UsageError("--adapter-only needs --adapter DIR, and takes no --ftype or --imatrix: LoRA is F32")
+        if form == "onnx":
+            if ftypes or imatrix or adapter_only:
+                raise click.UsageError("--ftype, --imatrix and --adapter-only are for gguf")
+            files = export_onnx_folder(target, out, adapter=adapter, threads=threads, **onnx)
+            _show(files, out, as_json)
+            return
+        if onnx_given:
+            raise click.UsageError(f"{onnx_given[0]} is for onnx; write: edgeft {name} onnx {target} …")
         files = _export_folder(target, out, ftypes or ("F16",), adapter, adapter_only, imatrix, threads)
-        if as_json:
-            print_json(files)
-        else:
-            rows = [(str(out / entry["file"]), entry["ftype"], size(entry["bytes"])) for entry in files]
-            click.echo(table(("file", "ftype", "size"), rows))
+        _show(files, out, as_json)
 
     return export_command
 
 
-def _target(words: tuple[str, ...]) -> Path:
-    """The recipe or folder: the last word; one before it can only be the format."""
-    if len(words) > 2 or (len(words) == 2 and words[0] != FORMAT):
-        raise click.UsageError(f"one TARGET, with nothing but {FORMAT} before it; got {' '.join(words)}")
-    return Path(words[-1])
+def _form_and_target(words: tuple[str, ...]) -> tuple[str, Path]:
+    """The format, and the recipe or folder: the last word."""
+    if len(words) > 2 or (len(words) == 2 and words[0] not in FORMATS):
+        raise click.UsageError(f"one TARGET, with nothing but {' or '.join(FORMATS)} before it; got {' '.join(words)}")
+    return (words[0] if len(words) == 2 else FORMATS[0]), Path(words[-1])
+
+
+def _show(files: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(files)
+        return
+    rows = [(str(out / each["file"]), each.get("ftype") or each["dtype"], size(each["bytes"])) for each in files]
+    click.echo(table(("file", "type", "size"), rows))
 
 
 def _export_folder(

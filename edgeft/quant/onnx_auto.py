@@ -4,17 +4,20 @@ Shapes: R rows (outputs) and C columns (inputs) of a matrix, T tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from edgeft.console import Log
+from edgeft.quant.collect import folder_calibration
 from edgeft.quant.grids.onnx import Group, MatMulNBits, dequantize, matrix_bytes
 from edgeft.quant.linear_inputs import linear_inputs
 from edgeft.quant.moments import Matrix, collect_moments
 from edgeft.quant.onnx_rounding import FeedbackRounder, round_by_search
 from edgeft.quant.planner import Option, plan_mix
+from edgeft.training.models import load_model
 
 
 def calibrated_rounder(
@@ -34,6 +37,26 @@ def calibrated_rounder(
         return FeedbackRounder(input_hessians(model, sequences, sources, log=log))
     matrices = collect_moments(model, sequences, sources, log=log)
     return FeedbackRounder({name: matrix.hessian for name, matrix in matrices.items()})
+
+
+def rounder_of_folder(
+    model_dir: Path,
+    sources: Mapping[str, Sequence[str]],
+    method: Literal["gptq", "feedback"],
+    *,
+    examples: Path | None,
+    text: Path | None,
+    max_tokens: int,
+    chunk_size: int,
+    seed: int = 0,
+    log: Log,
+) -> FeedbackRounder:
+    """`calibrated_rounder` of the model folder `model_dir`, on chat JSONL and general text as `read_calibration`
+    mixes them. Raises DataError for files that cannot be used, ModelError for a model that cannot be loaded."""
+    calibration = folder_calibration(
+        model_dir, examples=examples, text=text, max_tokens=max_tokens, chunk_size=chunk_size, seed=seed
+    )
+    return calibrated_rounder(load_model(model_dir), calibration.sequences, sources, method, log=log)
 
 
 @torch.inference_mode()

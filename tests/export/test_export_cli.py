@@ -16,7 +16,10 @@ from tests.export.test_streaming import random_imatrix
     ("words", "message"),
     [
         (["gguf", "m"], "a model folder needs --out DIR"),
-        (["onnx", "m", "--out", "o"], "nothing but gguf before it; got onnx m"),
+        (["mlx", "m", "--out", "o"], "nothing but gguf or onnx before it; got mlx m"),
+        (["onnx", "m", "--out", "o", "--ftype", "F16"], "--ftype, --imatrix and --adapter-only are for gguf"),
+        (["m", "--out", "o", "--block-size", "32"], "block_size is for onnx; write: edgeft export onnx m"),
+        (["onnx", "recipe.yaml", "--dtype", "int4"], "the files stand in its section `export`"),
         (["gguf", "recipe.yaml", "--imatrix", "x"], "the files stand in its section `export`"),
         (["gguf", "m", "--out", "o", "--adapter-only"], "--adapter-only needs --adapter DIR"),
         (["m", "--out", "o", "--adapter", "a", "--adapter-only", "--ftype", "F16"], "takes no --ftype"),

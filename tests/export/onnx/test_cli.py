@@ -1,0 +1,79 @@
+"""`edgeft export onnx` on a model folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgeft.cli import edgeft
+from edgeft.errors import MissingExtra
+from tests.tiny_models import make_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), "smollm2")
+
+
+def run(folder: Path, out: Path, *words: str) -> Result:
+    return CliRunner().invoke(edgeft, ["export", "onnx", str(folder), "-o", str(out), *words])
+
+
+def records(folder: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    result = run(folder, out, "--json", *words)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_files_and_their_sizes(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path, "--dtype", "int4", "--dtype", "fp32", "--asymmetric", "--layout", "plain")
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path}/int4-32-asymmetric/model.onnx" in result.stdout
+    assert not (tmp_path / "fp32/genai_config.json").exists()
+
+
+def test_every_method_rounds_otherwise(folder: Path, tmp_path: Path) -> None:
+    made = set()
+    for method in ("rtn", "k_quant", "hqq", "gptq", "feedback"):
+        [record] = records(folder, tmp_path / method, "--method", method)
+        assert record["dtype"] == "int4"
+        made.add((tmp_path / method / "int4-32/model.onnx.data").read_bytes())
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--dtype", "q4"], 2, "'q4' is not one of 'int4'"),
+        (["--dtype", "int8", "--min-ort", "1.20"], 2, "8 bits need onnxruntime 1.23"),
+        (["--block-size", "20"], 2, "give a power of two"),
+        (["--task", "text-classification"], 2, "a decoder is exported for text-generation-with-past"),
+        (["--method", "rtn", "--text", "x"], 2, "--method rtn needs no texts"),
+    ],
+)
+def test_wrong_usage(folder: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    result = run(folder, tmp_path / "out", *words)
+    assert getattr(result.exception, "exit_code", result.exit_code) == code
+    assert message in f"{result.output}{result.exception}"
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_optimum_is_driven_where_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = run(folder, tmp_path / "out", "--exporter", "optimum")
+    assert isinstance(missing.exception, MissingExtra)
+    assert "is not on the PATH; install optimum-onnx in an environment of its own" in str(missing.exception)
+    program = tmp_path / "optimum-cli"
+    program.write_text(
+        '#!/bin/sh\n[ "$6" = broken ] && echo "no such task" >&2 && exit 3\n/bin/mkdir "$7"\necho x > "$7/model.onnx"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin")
+    [record] = records(folder, tmp_path / "out", "--exporter", "optimum", "--task", "text-generation-with-past")
+    assert record == {"file": "model.onnx", "format": "onnx", "dtype": "fp32", "bytes": 2}
+    program.write_text("#!/bin/sh\necho 'no such command' >&2\nexit 2\n")
+    failed = run(folder, tmp_path / "other", "--exporter", "optimum")
+    assert "optimum-cli failed (2): no such command" in str(failed.exception)
