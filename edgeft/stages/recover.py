@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from edgeft.console import Log
 from edgeft.errors import RecipeError
 from edgeft.export.folder import open_checkpoint, read_folder
 from edgeft.export.gguf.architectures.layout import lay_out
-from edgeft.export.gguf.grids import source_grids
+from edgeft.export.gguf.grids import SourceGrid, source_grids
 from edgeft.quant.recovery import recover
 from edgeft.quant.rounded import LowRank
 from edgeft.recipe import Recipe
@@ -40,24 +41,35 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     with the weights of the file. Raises ModelError for a model whose grids cannot be trained for, TrainingError
     without validation examples or when the training fails.
     """
-    section = recipe.recover
-    if section is None:
+    if recipe.recover is None:
         raise RecipeError(f"{recipe.name}: the recipe has no recover section")
-    if section.num_threads:
-        torch.set_num_threads(section.num_threads)
-    torch.manual_seed(recipe.seed)
-    keep_freed_memory()
-    source, data = final_model(inputs), inputs["data"]
-    entry = _entry(recipe.export, section.target)
-    settings = settings_to_train_for(recipe, entry, source.path, data, out, log)
+    source, entry = final_model(inputs), _entry(recipe.export, recipe.recover.target)
+    settings = settings_to_train_for(recipe, entry, source.path, inputs["data"], out, log)
     layout = lay_out(read_folder(source.path), open_checkpoint(source.path))
     grids = source_grids(layout, settings.ftype or entry.ftype, imatrix=settings.imatrix, types=settings.types)
+    return recover_for(entry.ftype, grids, recipe.recover, source, inputs["data"], out, log, seed=recipe.seed)
+
+
+def recover_for(
+    target: str,
+    grids: Mapping[str, SourceGrid],
+    section: Recover,
+    source: Artifact,
+    data: Artifact,
+    out: Path,
+    log: Log,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Train the model of `source` for `grids`, those of the file called `target`, and write it; see `run`."""
+    if section.num_threads:
+        torch.set_num_threads(section.num_threads)
+    torch.manual_seed(seed)
+    keep_freed_memory()
     model = load_model(source.path)
     tokens, validation = (_tokens(data.file(f"tokens-{name}.npz"), section) for name in ("train", "validation"))
-    plan = plan_epochs(
-        tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=recipe.seed
-    )
-    log.say(f"recover for {entry.ftype}: {len(grids)} tensors, {len(tokens):,} examples, {len(plan)} steps")
+    plan = plan_epochs(tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=seed)
+    log.say(f"recover for {target}: {len(grids)} tensors, {len(tokens):,} examples, {len(plan)} steps")
     found = recover(
         model,
         roundings_of(model, grids),
@@ -74,7 +86,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         log=log,
     )
     found.model.save_pretrained(out)
-    _complete(out, source, {RECOVERED_FOR: entry.ftype} if found.kl_after < found.kl_before else {})
+    _complete(out, source, {RECOVERED_FOR: target} if found.kl_after < found.kl_before else {})
     return {
         "kl_before": found.kl_before,
         "kl_after": found.kl_after,
