@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "errors"},
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
-    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
+    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
         {"artifact", "console", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan", "recipe",

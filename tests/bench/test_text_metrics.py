@@ -34,6 +34,15 @@ def test_rouge_l_worked_example(candidate: str, f1: float) -> None:
     assert score.interval == "bootstrap"
 
 
+def test_rouge_l_equals_googles_package() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="comes with edgeft[lm-eval]")
+    texts = ["Police kill the gunman, twice.", "the gunman was killed by police in 2 minutes", "a b a c a b", "b a b"]
+    for reference in texts:
+        for text in texts:
+            expected = scorer.RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+            assert rouge_l(text, reference) == pytest.approx(expected, abs=1e-12)
+
+
 def test_two_texts_without_words_are_equal() -> None:
     assert rouge_l("...", "") == 1.0
 
