@@ -57,8 +57,8 @@ def bundle_defaults(bundle: "Bundle") -> Defaults:
         options=options,
         system=generation.get("system"),
         labels=labels,
-        temperature=float(calibration.get("temperature", 1.0)),
-        threshold=float(calibration.get("threshold", 0.0)),
+        temperature=_number(bundle, calibration, "temperature", 1.0),
+        threshold=_number(bundle, calibration, "threshold", 0.0),
         n_ctx=generation.get("n_ctx"),
     )
 
@@ -70,3 +70,10 @@ def _object(bundle: "Bundle", role: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise BundleError(f"{bundle.file(role)}: no JSON object; pack it again")
     return found
+
+
+def _number(bundle: "Bundle", calibration: Mapping[str, Any], key: str, default: float) -> float:
+    found = calibration.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise BundleError(f"{bundle.file('calibration')}: {key} {found!r} is no number; pack it again")
+    return float(found)

@@ -202,18 +202,19 @@ class Model(Protocol):
     def classify(
         self,
         text: str,
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         *,
         system: str | None = None,
         normalize: Literal["sum", "mean"] = "sum",
-        temperature: float = 1.0,
-        threshold: float = 0.0,
+        temperature: float | None = None,
+        threshold: float | None = None,
     ) -> Classification:
-        """How likely the answer to the user's `text` is each of `labels`.
+        """How likely the answer to the user's `text` is each of `labels` (None: those of the bundle).
 
         A label's score is the log-probability of its tokens and the end token, summed, or with `mean` divided by
         their number, which a model that was not trained on these labels needs. The softmax of score / `temperature`
-        (a calibration measured on held-out data) gives the probabilities; below `threshold` no label is chosen.
+        gives the probabilities; below `threshold` no label is chosen. Both are measured on held-out data: None means
+        those of the bundle, else 1 and 0. Raises UsageError for labels that cannot be told apart.
         """
         ...
 
@@ -237,7 +238,7 @@ class Model(Protocol):
         """The text of `chat(stream=True)`, piece by piece, made in a thread."""
         ...
 
-    async def aclassify(self, text: str, labels: Sequence[str], **options: Any) -> Classification:
+    async def aclassify(self, text: str, labels: Sequence[str] | None = None, **options: Any) -> Classification:
         """`classify` in a thread."""
         ...
 
