@@ -31,7 +31,9 @@ __all__ = ["BITS_PER_WEIGHT", "COSTS", "Estimate", "Shape", "Tokens", "estimate"
 BITS_PER_WEIGHT = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q5_K_S": 5.54,
     "Q5_1": 6.0, "Q5_0": 5.5, "Q4_K_M": 4.85, "Q4_K_S": 4.58, "Q4_1": 5.0, "Q4_0": 4.5, "IQ4_NL": 4.5,
-    "IQ4_XS": 4.25, "Q3_K_L": 4.27, "Q3_K_M": 3.91, "Q3_K_S": 3.5, "Q2_K": 3.0,
+    "IQ4_XS": 4.25, "Q3_K_L": 4.27, "Q3_K_M": 3.91, "Q3_K_S": 3.5, "IQ3_M": 3.66, "IQ3_S": 3.44, "IQ3_XS": 3.3,
+    "IQ3_XXS": 3.06, "Q2_K": 3.0, "Q2_K_S": 2.75, "IQ2_M": 2.7, "IQ2_S": 2.5, "IQ2_XS": 2.31, "IQ2_XXS": 2.06,
+    "IQ1_M": 1.75, "IQ1_S": 1.56, "TQ2_0": 2.06, "TQ1_0": 1.69,
 }  # fmt: skip
 IMPORT_SECONDS = 6.0  # torch, transformers and peft, by the first stage that needs them
 TORCH_STAGES = ("data", "train", "merge", "distill", "parity", "baseline")
@@ -173,6 +175,8 @@ def _bench(job: _Job) -> Estimate:
 
 
 def _file_bytes(job: _Job, ftype: str) -> float:
+    """Of a mix, what it is planned to fit by default."""
+    ftype = "Q4_K_M" if ftype == "auto" else ftype
     return job.shape.n_params * BITS_PER_WEIGHT[ftype] / 8
 
 
