@@ -70,8 +70,8 @@ def test_a_bundle_is_used_as_it_says(either_path: Path, tmp_path: Path) -> None:
         assert model.classify("a").label is None
         assert model.classify("a", threshold=0.0).label == choice.label
     assert len(list((tmp_path / "cache").glob("app-*.cache/prefixes/*.prefix"))) == 1
-    with load(bundle, n_threads=1, n_ctx=128, cache_dir=tmp_path / "mine") as model:
-        assert model.n_ctx == 128
+    with load(bundle, n_threads=1, n_ctx=256, cache_dir=tmp_path / "mine") as model:
+        assert model.n_ctx == 256
         model.chat(CHAT)
     assert len(list((tmp_path / "mine").iterdir())) == 1
 
