@@ -1,7 +1,8 @@
 """Running a bundle's recipe again, and comparing what comes out byte by byte.
 
 Nothing in a bundle is run: a recipe is data, and scripts and inputs are the user's own, each checked against the
-hash in the bundle before anything starts.
+hash in the bundle before anything starts. What a recipe would send elsewhere (a teacher's endpoint, a key from the
+environment) must be given again by the user: a bundle cannot choose where data goes.
 """
 
 import json
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeft.bundle.diff import flat
 from edgeft.bundle.run import FILE, STAGE, put, without_folders
 from edgeft.console import Log
 from edgeft.errors import BundleError, UsageError
@@ -19,6 +21,8 @@ from edgeft.recipe_reader import read_recipe, recipe_from_text
 from edgeft.runtime.bundle import Bundle
 from edgeft.store import Store
 
+OUTSIDE = ("base_url", "api_key_env")
+"""Keys, by their last part, that make a run send something to another machine."""
 LAST_STAGES = ("export", "recover", "distill", "merge")
 """What makes the files that ship, the latest of a run first; what comes behind only measures them."""
 
@@ -79,15 +83,29 @@ def packed_recipe(bundle: Bundle, like: Path | None, overrides: tuple[str, ...])
     if record is None:
         raise BundleError(f"{bundle.path}: has no recipe; pack the run again")
     content: dict[str, Any] = record["recipe"]
-    folder = Path.cwd() if like is None else like.absolute().parent
-    if like is not None:
-        _take_paths(content, read_recipe(like), record["inputs"])
+    content.get("data", {}).pop("prepare", None)  # a script is run: the user names it
     given = tuple(override.partition("=")[0] for override in overrides)
+    folder = Path.cwd() if like is None else like.absolute().parent
+    own: dict[str, Any] = {}
+    if like is not None:
+        own = read_recipe(like).model_dump(mode="json")
+        _take_paths(content, own, record["inputs"])
+    _check_outside(content, flat(own), given)
     missing = [key for key in record["inputs"] if not _is_given(key, content, given)]
     if like is None and missing:
         options = " ".join(f"--set {key}=PATH" for key in missing)
         raise UsageError(f"{bundle.path}: say where its inputs are: {options}, or --recipe FILE that names them")
     return recipe_from_text(json.dumps(content), folder / "recipe.json", overrides)
+
+
+def _check_outside(content: dict[str, Any], own: dict[str, Any], given: tuple[str, ...]) -> None:
+    """Raise UsageError for a key in OUTSIDE that the user did not give as well."""
+    for key, value in flat(content).items():
+        if key.split(".")[-1] in OUTSIDE and value is not None and key not in given and own.get(key) != value:
+            raise UsageError(
+                f"{key}: the packed recipe says {value!r}, and data or a secret would go there; where that is what you "
+                f"want, say so: --set {key}={value}"
+            )
 
 
 def check_inputs(record: dict[str, Any], steps: list[Planned]) -> None:
@@ -118,13 +136,12 @@ def _is_given(key: str, content: dict[str, Any], given: tuple[str, ...]) -> bool
     return in_package or any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in given)
 
 
-def _take_paths(content: dict[str, Any], like: Recipe, inputs: dict[str, str]) -> None:
-    values = like.model_dump(mode="json")
+def _take_paths(content: dict[str, Any], own: dict[str, Any], inputs: dict[str, str]) -> None:
     for key in inputs:
         parts = key.split(".")
         if parts[-1].isdecimal():  # one of a list: data.prepare.inputs.0
             parts = parts[:-1]
-        value: Any = values
+        value: Any = own
         for part in parts:
             value = value.get(part) if isinstance(value, dict) else None
         if value is None:

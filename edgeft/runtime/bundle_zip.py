@@ -156,8 +156,11 @@ def _checked_entries(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zip
     """The entries by name: plain files of allowed names, stored as they are."""
     if len(listed) > MAX_FILES:
         raise BundleError(f"{path}: holds {len(listed)} files, more than the {MAX_FILES} allowed; do not use it")
+    problem = names_problem([entry.orig_filename for entry in listed])
+    if problem:
+        raise BundleError(f"{path}: {problem}; do not use this bundle")
     for entry in listed:
-        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG) or entry.is_dir():
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
             raise BundleError(f"{path}: {entry.filename!r} is a link or no plain file; do not use this bundle")
         if entry.flag_bits & ENCRYPTED:
             raise BundleError(f"{path}: {entry.filename!r} is encrypted; a bundle is not")
@@ -168,9 +171,6 @@ def _checked_entries(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zip
             )
         if entry.comment or entry.flag_bits & SIZES_BEHIND:
             raise BundleError(f"{path}: {entry.filename!r} was not written by edgeft (a comment, or sizes behind it)")
-    problem = names_problem([entry.orig_filename for entry in listed])
-    if problem:
-        raise BundleError(f"{path}: {problem}; do not use this bundle")
     return {entry.filename: entry for entry in listed}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgeft.cli import main
-from tests.bundle.building import write_folder
+from tests.bundle.building import FILES, ROLES, manifest_of, write_folder
 from tests.bundle.handmade import make_run
 
 pytest.importorskip("cryptography")
@@ -76,6 +76,44 @@ def test_mistakes(cli: Any, tmp_path: Path, line: str, code: int, message: str) 
     assert (found, message in err) == (code, True), err
     assert not (tmp_path / "x.edgeft").exists()
     assert not (tmp_path / "again").exists()
+
+
+RECIPE = """\
+name: home
+data: {train: a.jsonl, validation: a.jsonl, test: a.jsonl}
+train: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "code", "message"),
+    [
+        (
+            {"distill": {"api": {"base_url": "https://evil.example/v1", "model": "x"}}}, "--recipe r.yaml",
+            2, "--set distill.api.base_url=https://evil.example/v1",
+        ),
+        (
+            {"distill": {"api": {"base_url": "https://ours/v1", "model": "x", "api_key_env": "SECRET"}}},
+            "--recipe r.yaml --set distill.api.base_url=https://ours/v1", 2, "distill.api.api_key_env: the packed",
+        ),
+        ({"data": {"prepare": {"script": "evil.py"}}}, "--recipe r.yaml", 1, "a.jsonl"),
+        ({"data": {"prepare": {"script": "evil.py"}}}, "--set data.train=a.jsonl", 2, "--set data.validation=PATH"),
+    ],
+)  # fmt: skip
+def test_a_hostile_recipe_runs_and_sends_nothing(
+    cli: Any, tmp_path: Path, section: dict[str, Any], line: str, code: int, message: str
+) -> None:
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    inputs = {f"data.{split}": "00" * 32 for split in ("train", "validation", "test")}
+    recipe = {"name": "home", "train": {}, **section}
+    record = {"recipe": recipe, "inputs": inputs, "stages": {"export": {"made_from": {}, "files": {}}}}
+    files = FILES | {"recipe.json": json.dumps(record).encode()}
+    write_folder(tmp_path / "bundle", files, manifest_of(files, roles=ROLES | {"recipe": "recipe.json"}))
+    found, _, err = cli(f"reproduce bundle --workdir again {line}")
+    assert (found, message in err) == (code, True), err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "again" / "store").exists()
 
 
 def test_a_missing_library_names_its_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "control character": (named("a\nb"), "characters"),
     "right-to-left override": (named("a\u202egpj"), "characters"),
     "two spellings of an accent": (named("caf\u00e9"), "characters"),
+    "empty name": (added(entry(""), b"x"), "is empty"),
     "null byte": (renamed(b"README.md", b"READ\0E.md"), "README.md|READ"),
     "not UTF-8": (added(entry("\u00e9vil.bin"), b"x"), "characters"),
     "too deep": (named("a/b/c/d/e"), "deep"),
@@ -165,7 +166,8 @@ CASES: dict[str, tuple[Case, str]] = {
     # kinds of entries
     "link": (added(entry("link", mode=0o120777), b"/etc/passwd"), "link"),
     "device node": (added(entry("node", mode=0o020666), b""), "no plain file"),
-    "folder entry": (added(entry("model/sub/", mode=0o040755), b""), "no plain file"),
+    "folder entry": (added(entry("model/sub", mode=0o040755), b""), "no plain file"),
+    "folder by its name": (added(entry("model/sub/"), b""), "characters"),
     "encrypted": (changed(lambda data: struct.pack_into("<H", data, data.rfind(b"PK\x01\x02") + 8, 1)), "encrypted"),
     "zip bomb": (bomb, "compressed"),
     "overlapping entries": (changed(overlapping), "lies over|damaged"),
