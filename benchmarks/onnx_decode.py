@@ -1,0 +1,212 @@
+"""Decode speed of our ONNX graphs in our runtime, against onnxruntime-genai on its own build of the same model.
+
+    python benchmarks/onnx_decode.py --genai PATH [--traced FOLDER] [--models NAME ...] [--threads 1 2]
+        [--dtypes fp32 int8 int4] [--rounds 3] [--scratch FOLDER] [--out FILE]
+
+PATH is where onnxruntime-genai and its builder's needs are installed (for PYTHONPATH; ONNXRUNTIME_GENAI). Models of
+random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, made here as `gguf_export.py` makes them. Both run on
+the same onnxruntime build where the installation lets them, with the same threads, the same prompt and the same
+number of greedy tokens; contenders take turns, each run in a fresh process. Ours is also run on genai's own graph,
+which tells graph from runtime. FOLDER holds graphs traced by transformers' exporter, `<model>-<dtype>/`, for ours.
+
+Tokens a second are of the tokens behind the first. `python_us` is the time a token of ours spends outside
+onnxruntime's call.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_export import make_model
+
+from edgeft.bench.host import describe_host, versions
+from edgeft.console import silent_log
+
+ROOT = Path(__file__).resolve().parent.parent
+N_PROMPT, N_GEN, WARMUP = 16, 64, 8
+PROMPT = list(range(5, 5 + N_PROMPT))
+GENAI_PRECISION = {"fp32": "fp32", "int8": "int8", "int4": "int4"}
+
+GENAI = """
+import json, sys, time
+import onnxruntime_genai as og
+folder, threads, prompt, n, warmup = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), *map(int, sys.argv[4:])
+config = og.Config(folder)
+config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+model = og.Model(config)
+def times(n):
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + n, min_length=len(prompt) + n, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(prompt)
+    made = []
+    for _ in range(n):
+        generator.generate_next_token()
+        made.append(time.perf_counter())
+    return made, [int(token) for token in generator.get_sequence(0)][len(prompt):]
+times(warmup)
+made, tokens = times(n)
+print(json.dumps({"tokens_per_s": (n - 1) / (made[-1] - made[0]), "tokens": tokens, "version": og.__version__}))
+"""
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--ours"]:
+        print(json.dumps(ours(Path(sys.argv[2]), int(sys.argv[3]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genai", type=Path, default=os.environ.get("ONNXRUNTIME_GENAI"))
+    parser.add_argument("--traced", type=Path)
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m", "qwen2.5-0.5b"])
+    parser.add_argument("--model-folder", type=Path, help="A model folder instead of the shapes.")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32", "int8", "int4"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="Where models and graphs are made. [a temporary folder]")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "onnx_decode.json")
+    arguments = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        for model in [arguments.model_folder.name] if arguments.model_folder else arguments.models:
+            folder = arguments.model_folder or make_model(Path(scratch) / model, model)
+            for dtype in arguments.dtypes:
+                graphs = make_graphs(folder, Path(scratch) / f"{model}-{dtype}", model, dtype, arguments)
+                runs += measured(model, dtype, graphs, arguments)
+                result = {
+                    "host": describe_host(),
+                    "versions": versions(("onnxruntime",)),
+                    **compared(runs),
+                    "runs": runs,
+                }
+                arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(compared(runs), indent=2))
+
+
+def make_graphs(
+    folder: Path, out: Path, model: str, dtype: str, arguments: argparse.Namespace
+) -> dict[str, tuple[str, Path]]:
+    """contender -> (runtime, folder)"""
+    from edgeft.export.onnx.export import export_onnx
+    from edgeft.export.onnx.settings import OnnxSettings
+
+    entry: Any = OnnxSettings(dtype=dtype)
+    export_onnx(folder, out, entries={"ours": entry}, provenance={}, log=silent_log())
+    graphs = {"edgeft": ("ours", out / "ours")}
+    if arguments.genai:
+        command = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(folder),
+            "-o",
+            str(out / "genai"),
+        ]
+        command += ["-p", GENAI_PRECISION[dtype], "-e", "cpu", "-c", str(out / "cache")]
+        run(command, {"PYTHONPATH": str(arguments.genai)})
+        graphs["onnxruntime-genai"] = ("genai", out / "genai")
+        graphs["edgeft on genai's graph"] = ("ours", out / "genai")
+        graphs["onnxruntime-genai on ours"] = ("genai", out / "ours")
+    if arguments.traced and (arguments.traced / f"{model}-{dtype}").is_dir():
+        graphs["edgeft on the traced graph"] = ("ours", arguments.traced / f"{model}-{dtype}")
+    return graphs
+
+
+def measured(
+    model: str, dtype: str, graphs: dict[str, tuple[str, Path]], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Every contender in turn, `rounds` times, for each number of threads."""
+    runs = []
+    for threads in arguments.threads:
+        for _ in range(arguments.rounds):
+            for contender, (runtime, folder) in graphs.items():
+                load = round(os.getloadavg()[0], 2)
+                if runtime == "ours":
+                    found = run([sys.executable, __file__, "--ours", str(folder), str(threads)], {})
+                else:
+                    numbers = [str(threads), json.dumps(PROMPT), str(N_GEN), str(WARMUP)]
+                    environment = {"PYTHONPATH": str(arguments.genai)}
+                    found = run([sys.executable, "-c", GENAI, str(folder), *numbers], environment)
+                where = {"model": model, "dtype": dtype, "threads": threads, "contender": contender}
+                runs.append(where | {"load_before": load} | found)
+                print(json.dumps({key: value for key, value in runs[-1].items() if key != "tokens"}), flush=True)
+    return runs
+
+
+def ours(folder: Path, threads: int) -> dict[str, Any]:
+    """One run of our runtime, in this process."""
+    from edgeft.runtime.onnx import OnnxModel
+
+    with OnnxModel(folder, n_ctx=1024, n_threads=threads) as model:
+        clock = _Clock(model._decoder)
+        list(model.stream(PROMPT, max_new_tokens=WARMUP, ignore_eos=True))
+        made, tokens, inside = [], [], 0.0
+        for token in model.stream(PROMPT, max_new_tokens=N_GEN, ignore_eos=True):
+            made.append(time.perf_counter())
+            tokens.append(token)
+            inside = clock.seconds if len(made) == 1 else inside
+        whole, inside = made[-1] - made[0], clock.seconds - inside
+    n = len(made) - 1
+    return {"tokens_per_s": n / whole, "python_us": (whole - inside) / n * 1e6, "tokens": tokens}
+
+
+class _Clock:
+    """Stands in for a decoder's session and adds up the time inside onnxruntime."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._session, self.seconds = decoder.session, 0.0
+        decoder.session = self
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        start = time.perf_counter()
+        self._session.run_with_iobinding(binding)
+        self.seconds += time.perf_counter() - start
+
+    def run_with_ort_values(self, names: Sequence[str], values: Any) -> Any:
+        start = time.perf_counter()
+        made = self._session.run_with_ort_values(names, values)
+        self.seconds += time.perf_counter() - start
+        return made
+
+
+def run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """The JSON object in the last line that `command` prints; empty when that is none."""
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:6])} failed:\n{done.stderr[-3000:]}")
+    last = (done.stdout.splitlines() or [""])[-1]
+    found: dict[str, Any] = json.loads(last) if last.startswith("{") else {}
+    return found
+
+
+def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians by model, type, threads and contender; ours over every other's tokens a second."""
+    median: dict[str, dict[str, Any]] = {}
+    for one in runs:
+        key = f"{one['model']} {one['dtype']} {one['threads']}t"
+        same = [r for r in runs if all(r[k] == one[k] for k in ("model", "dtype", "threads", "contender"))]
+        numbers = ("tokens_per_s", "python_us") if "python_us" in one else ("tokens_per_s",)
+        median.setdefault(key, {})[one["contender"]] = {
+            number: round(statistics.median(r[number] for r in same), 2) for number in numbers
+        }
+    ratios = {
+        key: {
+            other: round(table["edgeft"]["tokens_per_s"] / numbers["tokens_per_s"], 3)
+            for other, numbers in table.items()
+            if other != "edgeft"
+        }
+        for key, table in median.items()
+    }
+    return {"median": median, "ratios": ratios}
+
+
+if __name__ == "__main__":
+    main()
