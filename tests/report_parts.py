@@ -48,6 +48,7 @@ def parts() -> dict[str, Any]:
         ],
         "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
         + [{"step": 30, "eval_loss": 1.25}],
+        "distill": [{"step": i, "loss": 2.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 9)],
         "files": [
             {"file": "home-assistant-F16.gguf", "ftype": "F16", "bytes": 13_000_000, "sha256": "ab" * 32},
             {"file": "home-assistant-Q4_K_M.gguf", "ftype": "Q4_K_M", "bytes": 4_320_000, "sha256": "cd" * 32}

@@ -3,15 +3,20 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeft.bench.gate import Measured, judge
 from edgeft.errors import ArtifactError
+from edgeft.report.axes import Axis
 from edgeft.report.build import build_report
+from edgeft.report.candidates import candidates
 from edgeft.report.gather import gather
 from edgeft.report.markdown import to_markdown
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, size, three
+from edgeft.report.series import curve, distribution
 from edgeft.report.terminal import failed_text, to_terminal, verdict_text
 from tests.report_parts import METRICS, form, parts
 
@@ -31,6 +36,7 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
         "training loss 3.800 → 1.100",
         "validation loss 1.250 → 1.250",
         "time 1.0 min",
+        "training loss 1.900 → 1.200",
         "home-assistant-Q4_K_M.gguf * 4.32 MB cdcdcd",
         "time between tokens",
         "Q4_K_M (llama.cpp) 0.910 0.020 2.50 1.000 FAIL",
@@ -177,3 +183,63 @@ def test_gather_names_a_damaged_file(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "front"),
+    [
+        # (share right, bytes, tokens/s or None, milliseconds to the answer)
+        ([(0.9, 100, 10.0, 5.0), (0.9, 50, 10.0, 5.0)], [False, True]),
+        ([(0.9, 100, 10.0, 5.0), (0.8, 50, 10.0, 5.0)], [True, True]),
+        ([(0.9, 100, 20.0, 5.0), (0.9, 100, 10.0, 5.0), (0.9, 50, 5.0, 5.0)], [True, False, True]),
+        ([(0.9, 100, None, 5.0), (0.9, 100, None, 9.0)], [True, False]),
+        ([(0.9, 100, 10.0, 5.0), (0.9, 100, 10.0, 5.0)], [True, True]),
+    ],
+)
+def test_the_front_is_what_no_other_beats(rows: list[tuple[Any, ...]], front: list[bool]) -> None:
+    benches = []
+    for place, (right, size_bytes, rate, ms) in enumerate(rows):
+        summary = {"size_bytes": size_bytes, "decode_tokens_per_s": rate, "ttft_ms": {"p50": ms}}
+        summary |= {"prompt_tokens_per_s": None, "peak_rss_bytes": 1}
+        scores = [{"metric": "perplexity", "value": 9.0, "ci95": [8, 10], "n": 9}]
+        scores += [{"metric": "exact_match", "value": right, "ci95": [0, 1], "n": 9}]
+        benches.append({"file": f"{place}.gguf", "accuracy": {"scores": scores}, "latency": {"summary": summary}})
+    found = candidates(benches, [], None)
+    assert (found["metric"], [row["front"] for row in found["rows"]]) == ("exact_match", front)
+    assert [row["ships"] for row in found["rows"]] == [True] + [False] * (len(rows) - 1)
+
+
+def test_distribution_of_samples() -> None:
+    samples = np.random.default_rng(0).lognormal(size=1001).tolist()
+    found = distribution(samples)
+    assert found is not None
+    assert found["quantiles"] == pytest.approx(np.quantile(samples, np.linspace(0, 1, 101)).tolist())
+    drawn = [sample for sample in samples if sample <= found["edges"][-1]]
+    assert found["counts"] == np.histogram(drawn, bins=found["edges"])[0].tolist()
+    assert sum(found["counts"]) + found["above"] == 1001
+    assert distribution([]) is None
+    assert distribution([3.0]) == distribution([3.0]) is not None
+
+
+def test_a_long_curve_is_thinned_to_means() -> None:
+    rows = [{"step": i, "loss": float(i % 2)} for i in range(1, 1201)] + [{"step": 1200, "eval_loss": 2.0}]
+    points = curve(rows, "loss")
+    assert len(points) == 300
+    assert {value for _, value in points} == {0.5}
+    assert points[-1][0] == 1200
+    assert curve(rows, "eval_loss") == [[1200.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("axis", "ticks"),
+    [
+        (Axis("", 0.0, 1.0, str), [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (Axis("", 0.853, 0.94, str), [0.86, 0.88, 0.9, 0.92, 0.94]),
+        (Axis("", 3.0, 17.0, str), [5, 10, 15]),
+        (Axis("", 0.0011, 9.8, str, log=True), [0.01, 0.1, 1]),
+        (Axis("", 4e6, 1.6e7, str, log=True), [5e6, 1e7]),
+        (Axis("", 1e-9, 10.0, str, log=True), [1e-9, 1e-7, 1e-5, 1e-3, 0.1, 10]),
+    ],
+)
+def test_ticks_are_round_and_few(axis: Axis, ticks: list[float]) -> None:
+    assert axis.ticks() == pytest.approx(ticks)

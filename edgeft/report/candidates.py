@@ -15,7 +15,8 @@ def candidates(
     """`metric` and one row for each measured file, in the order of `files`; `benches` has the shipped file first.
 
     The metric is the first that counts upwards; files without it have `value` None. `front` marks the rows that no
-    other is at least as good as in accuracy, size and decode speed at once, and better in one of them.
+    other is at least as good as in accuracy, size and speed at once, and better in one of them; speed is that of
+    decoding, or the time to the answer of a model that decodes nothing.
     """
     metric = next((s["metric"] for s in benches[0]["accuracy"]["scores"] if s["metric"] not in LOWER_IS_BETTER), None)
     order = {entry["file"]: place for place, entry in enumerate(files)}
@@ -60,7 +61,7 @@ def _number(summary: Mapping[str, Any], name: str) -> float | None:
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     def goods(row: Mapping[str, Any]) -> tuple[float, ...]:
-        return (row["value"] or 0.0, -row["size_bytes"], row["decode_tokens_per_s"] or 0.0)
+        return (row["value"] or 0.0, -row["size_bytes"], row["decode_tokens_per_s"] or -(row["ttft_ms_p50"] or 0.0))
 
     pairs = list(zip(goods(one), goods(other), strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

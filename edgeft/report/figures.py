@@ -20,6 +20,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, list[str]]:
         "Speed and memory": _speed(report["latency"]),
         "Parity": _parity(report["parity"]),
         "Training": _training(report["training"]),
+        "Distillation": _training(report["distillation"]),
         **{f"{table['metric']} by {table['field']}": _slices(table) for table in report["slices"]},
     }
     return {title: list(charts) for title, charts in found.items()}
@@ -34,7 +35,9 @@ def _candidates(found: Mapping[str, Any] | None) -> Iterator[str]:
     y = around(found["metric"], ends, _plain, floor=0.0, roof=1.0)
     spans = (
         ("size_bytes", "size of the file (logarithmic)", size, True),
-        ("decode_tokens_per_s", "decoded tokens per second", _plain, False),
+        ("decode_tokens_per_s", "decoded tokens per second", _plain, False)
+        if any(row["decode_tokens_per_s"] for row in rows)
+        else ("ttft_ms_p50", "milliseconds to the answer, median", _plain, False),
     )
     for name, label, write, log in spans:
         known = [row for row in rows if row[name]]

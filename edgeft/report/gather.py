@@ -29,8 +29,9 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
             parts["verdict" if stage == "gate" else stage] = _read(folders[stage] / name)
     if "data" in folders and (folders["data"] / "check.json").is_file():
         parts["data_check"] = _counted(_read(folders["data"] / "check.json"))
-    if "train" in folders and (folders["train"] / "log.jsonl").is_file():
-        parts["train"] = _read_lines(folders["train"] / "log.jsonl")
+    for stage in ("train", "distill"):
+        if stage in folders and (folders[stage] / "log.jsonl").is_file():
+            parts[stage] = _read_lines(folders[stage] / "log.jsonl")
     if "export" in folders and (folders["export"] / "files.json").is_file():
         parts["files"] = _files(folders["export"], recipe.get("ship"))
     if "bench" in folders and (folders["bench"] / "others.json").is_file():

@@ -25,7 +25,9 @@ def preparation_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if report["data_check"]:
         yield _data_check(report["data_check"])
     if report["training"]:
-        yield _training(report["recipe"], report["training"])
+        yield _training("Training", report["training"], report["recipe"].get("method"))
+    if report["distillation"]:
+        yield _training("Distillation", report["distillation"])
     if report["files"]:
         yield _files(report["files"])
 
@@ -103,8 +105,9 @@ def _data_check(check: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Data check", ("code", ">count", "what"), rows, ["File and line of each: check.html of stage data"])
 
 
-def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> Table:
-    rows: list[tuple[str, ...]] = [("method", str(recipe.get("method", "-"))), ("steps", count(training["steps"]))]
+def _training(title: str, training: Mapping[str, Any], method: str | None = None) -> Table:
+    rows: list[tuple[str, ...]] = [("method", method)] if method else []
+    rows.append(("steps", count(training["steps"])))
     for name, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
         if training[f"{name}_first"] is not None:
             first, last = training[f"{name}_first"], training[f"{name}_last"]
@@ -114,9 +117,8 @@ def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> Table:
     if training["seconds"] is not None:
         rows.append(("time", duration(training["seconds"])))
     steps = training["loss_steps_averaged"]
-    return Table(
-        "Training", ("", ""), rows, [f"Training loss: mean of the first and last {steps} steps"] if steps > 1 else []
-    )
+    notes = [f"Training loss: mean of the first and last {steps} steps"] if steps > 1 else []
+    return Table(title, ("", ""), rows, notes)
 
 
 def _files(files: list[Mapping[str, Any]]) -> Table:
