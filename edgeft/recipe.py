@@ -152,6 +152,8 @@ class Recipe(Section):
                 problems += recovery_problems(self.recover, self.train, self.export)
             if problems:
                 raise ValueError("\n".join(problems))
+        if self.distill is not None and (self.train is None or self.train.phases()[0].objective == "classification"):
+            raise ValueError("distill: only a language model that `train` makes can be distilled; take the section out")
         return self
 
     @property

@@ -147,6 +147,17 @@ def test_trials_share_the_teacher(folder: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.glob("teacher-*")) == caches
 
 
+def test_a_teacher_with_a_padded_head_teaches_the_same(folder: Path, tmp_path: Path) -> None:
+    """Rows behind the tokenizer's tokens, as large models of a family have them, change no bit."""
+    padded = load_model(make_tiny_llama(folder / "padded", initializer_range=0.3))
+    padded.resize_token_embeddings(padded.config.vocab_size + 128, mean_resizing=False)
+    padded.save_pretrained(folder / "padded")
+    for name in ("base", "padded"):
+        _distill(folder, tmp_path, {"teacher": name, "student": {"base": "small"}}, name)
+    plain, wide = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "padded"))
+    assert all(torch.equal(plain[name], wide[name]) for name in plain)
+
+
 def test_scores_of_student_and_teacher(folder: Path, tmp_path: Path) -> None:
     metrics = _distill(folder, tmp_path, CUT, eval_examples=4)
     assert {"exact_match_before", "exact_match_after", "teacher_exact_match", "cache_kl"} <= metrics.keys()
@@ -193,6 +204,11 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path, section: dict[s
 def test_sections_that_make_no_sense(folder: Path, section: dict[str, Any], expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         _recipe(folder, section)
+
+
+def test_an_encoder_is_not_distilled(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="only a language model that `train` makes can be distilled"):
+        _recipe(folder, {"teacher": "base"}, objective="classification")
 
 
 def test_the_road_leads_through_it(folder: Path) -> None:

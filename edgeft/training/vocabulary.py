@@ -48,5 +48,5 @@ def check_heads(vocabulary: int, *models: Any) -> None:
 
 def _cuts(tokenizer: Any) -> list[list[int]]:
     """Ids of texts on which tokenizers that differ in their rules do differ."""
-    texts = [*PROBES, (files("edgeft") / "assets" / CANARY).read_text(encoding="utf-8")]
+    texts = [*PROBES, *(files("edgeft") / "assets" / CANARY).read_text(encoding="utf-8").split("\n\n")]
     return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
