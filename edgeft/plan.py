@@ -98,16 +98,17 @@ SPINE = (
         version=2,
     ),
 )
+RECOVER = Step(
+    "recover", ("data",), ("export", "recover", "seed"), extra="train,gguf",
+    packages=(*TORCH, "gguf", "llama-cpp-python"), resumable=True,
+)  # fmt: skip
 # Stages a recipe may put behind `merge`, in this order: each makes a model folder of the one before.
 AFTER_MERGE: tuple[Step, ...] = (
     Step(
         "distill", ("data",), ("model", "data.max_length", "train", "merge", "distill", "seed"), ("base", "distill"),
         packages=TORCH, resumable=True,
     ),
-    Step(
-        "recover", ("data",), ("export", "recover", "seed"), extra="train,gguf",
-        packages=(*TORCH, "gguf", "llama-cpp-python"), resumable=True,
-    ),
+    RECOVER,
 )  # fmt: skip
 # Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.
 CLASSIFIER = (
@@ -168,13 +169,18 @@ def steps_of(recipe: Recipe) -> tuple[Step, ...]:
 
 def _with(spine: tuple[Step, ...], asked: list[Step]) -> tuple[Step, ...]:
     """The spine with the steps in `asked` behind `merge`; each reads the model of the one before it, and what
-    follows reads the model of the last."""
+    follows reads the model of the last. What `recover` makes is for one file and read by `export` alone, beside the
+    model it was made of: every other file, and every judgement, is about that."""
     if not asked:
         return spine
     at = [step.stage for step in spine].index("merge") + 1
     models = ["merge", *(step.stage for step in asked)]
     chain = [replace(step, reads=(*step.reads, model)) for step, model in zip(asked, models, strict=False)]
-    return (*spine[:at], *chain, *(replace(step, reads=_instead(step.reads, models[-1])) for step in spine[at:]))
+    recovers = models[-1] == RECOVER.stage
+    after = [replace(step, reads=_instead(step.reads, models[-2 if recovers else -1])) for step in spine[at:]]
+    if recovers:
+        after = [replace(s, reads=(*s.reads, RECOVER.stage)) if s.stage == "export" else s for s in after]
+    return (*spine[:at], *chain, *after)
 
 
 def _instead(reads: tuple[str, ...], model: str) -> tuple[str, ...]:

@@ -66,16 +66,11 @@ def recovery_problems(recover: Recover, train: Train, export: Export) -> list[st
     target = recover.target or export.shipped
     if target not in ftypes:
         return [f"recover.target: {target} is not among the files of export.gguf ({', '.join(ftypes)})"]
-    problems = []
     if target in ("F32", "F16", "BF16"):
-        problems.append(f"recover.target: {target} has no grid to train for; name a quantized file of export.gguf")
-    for entry in export.gguf:
-        if entry.rounding == "feedback" or (entry.ftype == "auto" and target != "auto"):
-            problems.append(
-                f"recover: the file {entry.ftype} is rounded with error feedback, away from the grid that was "
-                "trained for; take it out, or its `rounding`"
-            )
-    return problems
+        return [f"recover.target: {target} has no grid to train for; name a quantized file of export.gguf"]
+    if export.gguf[ftypes.index(target)].rounding == "feedback":
+        return [f"recover: the file {target} is rounded with error feedback, off the grid trained for; take that out"]
+    return []
 
 
 def _absent() -> Any:

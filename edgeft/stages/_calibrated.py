@@ -1,7 +1,7 @@
 """What GGUF files learn from calibration tokens before they are written: importance, a mix of types, rounding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -31,26 +31,23 @@ MIX_OF = "Q4_K_M"
 """Where a mix starts: its bytes unless the recipe says otherwise, and its types for what cannot be measured."""
 
 
-def calibrated_settings(recipe: Recipe, model: Path, data: Artifact, out: Path, log: Log) -> dict[str, Settings]:
+def calibrated_settings(
+    recipe: Recipe, model: Path, data: Artifact, out: Path, log: Log, *, recovered: Path | None = None
+) -> dict[str, Settings]:
     """By ftype, for the entries of `export.gguf` that ask for more than llama.cpp's own rules.
 
-    A model that `recover` trained for one of them gets what it was trained for. Writes the plan of a mix to
-    out/mix.json. Raises DataError without anything to calibrate on, ModelError for a model that cannot be loaded or
-    overflows, UsageError for a mix whose limits cannot be met.
+    The one that the model in `recovered` was trained for is made of that, with what it was trained for. Writes the
+    plan of a mix to out/mix.json. Raises DataError without anything to calibrate on, ModelError for a model that
+    cannot be loaded or overflows, UsageError for a mix whose limits cannot be met.
     """
-    asked = [
-        entry for entry in recipe.export.gguf if entry.imatrix or entry.ftype == "auto" or entry.rounding != "nearest"
-    ]
-    if not asked:
-        return {}
-    measured, recovered = _Measured(recipe, model, data, log), recovered_for(model)
+    measured = _Measured(recipe, model, data, log)
     settings: dict[str, Settings] = {}
-    for entry in asked:
-        if entry.ftype == recovered:
-            settings[entry.ftype] = _trained_for(entry, model)
+    for entry in recipe.export.gguf:
+        if recovered is not None and entry.ftype == recovered_for(recovered):
+            settings[entry.ftype] = replace(_trained_for(entry, recovered), model_dir=recovered)
             if entry.ftype == "auto":
-                write_plan(out / MIX, read_plan(model / MIX))
-        else:
+                write_plan(out / MIX, read_plan(recovered / MIX))
+        elif entry.imatrix or entry.ftype == "auto" or entry.rounding != "nearest":
             settings[entry.ftype] = _settings(entry, measured, out, log)
     return settings
 

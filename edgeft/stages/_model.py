@@ -5,8 +5,9 @@ from pathlib import Path
 
 from edgeft.artifact import Artifact
 
-MODEL_STAGES = ("recover", "distill", "merge")
-"""Stages whose artifact is a Hugging Face folder with provenance.json, the latest of a run first."""
+MODEL_STAGES = ("distill", "merge")
+"""Stages whose artifact is a Hugging Face folder with provenance.json, the latest of a run first. That of `recover` is
+one too, but of the model as one file wants it."""
 RECOVERED_FOR = "recovered_for"
 """The key of provenance.json that names the file `recover` trained for."""
 

@@ -19,12 +19,13 @@ N_TEXTS = 500
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
     """Write one GGUF file for every entry of `export.gguf` and files.json; metrics are their sizes in bytes.
 
-    With an entry of ftype `auto` there is mix.json too, the types chosen.
+    With an entry of ftype `auto` there is mix.json too, the types chosen. The file that `recover` trained for is made
+    of what that stage left, every other one of the model before it.
 
     Reads the model and provenance.json of `merge` and train.jsonl of `data`. Raises ModelError when the model
     cannot be exported.
     """
-    model = final_model(inputs)
+    model, recovered = final_model(inputs), inputs["recover"].path if "recover" in inputs else None
     files = export_gguf(
         model.path,
         out,
@@ -32,7 +33,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         ftypes=[entry.ftype for entry in recipe.export.gguf],
         provenance=_provenance(model.file("provenance.json")),
         log=log,
-        settings=calibrated_settings(recipe, model.path, inputs["data"], out, log),
+        settings=calibrated_settings(recipe, model.path, inputs["data"], out, log, recovered=recovered),
         texts=islice(_messages(inputs["data"].file("train.jsonl")), N_TEXTS),
     )
     (out / "files.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")

@@ -20,13 +20,14 @@ class Settings:
     """How one file is quantized, beyond llama.cpp's rules for its ftype; see `write_gguf`.
 
     `ftype` is llama.cpp's file type behind a name of our own (`auto`): its rules hold for what `types` leaves
-    out, and its number stands in the file.
+    out, and its number stands in the file. `model_dir` is a form of the model that was trained for this file alone.
     """
 
     imatrix: Imatrix | None = None
     types: Mapping[str, GgmlType] | None = None
     rounder: Rounder | None = None
     ftype: str | None = None
+    model_dir: Path | None = None
 
 
 def export_gguf(
@@ -57,7 +58,7 @@ def export_gguf(
     for ftype, setting in of.items():
         path = out / f"{name}-{ftype}.gguf"
         fallbacks = write_gguf(
-            model_dir,
+            setting.model_dir or model_dir,
             path,
             ftype=setting.ftype or ftype,
             name=name,
