@@ -195,7 +195,7 @@ def _call(
 def _import_stage(planned: Planned) -> StageFunction:
     """The function of a stage's module, imported now."""
     with uncompiled_imports() if "train" in planned.step.extra else nullcontext():
-        function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.stage}").run
+        function: StageFunction = importlib.import_module(f"edgeft.stages.{planned.step.module or planned.stage}").run
     return function
 
 

@@ -25,7 +25,7 @@ class Step:
     `files` the groups of input files (`_input_files`); `extra` the pip extra it needs; `packages` the
     distributions whose version can change the result. Raise `version` when the stage's own results change.
     `resumable`: its half-done work is kept for the next run. `stops`: a failed check here ends the run.
-    `distributed`: several workers can make it together.
+    `distributed`: several workers can make it together. `module`: of `edgeft.stages`, where it is not the stage's name.
     """
 
     stage: str
@@ -38,6 +38,7 @@ class Step:
     resumable: bool = False
     stops: bool = True
     distributed: bool = False
+    module: str | None = None
 
 
 # Recipe values that only say where a file is: its content counts instead, for the stages that read it.
@@ -110,13 +111,27 @@ AFTER_MERGE: tuple[Step, ...] = (
     ),
     RECOVER,
 )  # fmt: skip
-# Encoders are exported by the ONNX stage, which is not built yet; `train` measures them on the test split.
 CLASSIFIER = (
     DATA,
     TRAIN,
     MERGE,
-    Step("report", ("data", "train", "merge"), ("name", "seed", "model", "train", "export"), extra="gguf", version=2),
-)
+    Step(
+        "export", ("data", "merge"), ("export", "bench.abstain_below", "bench.n_threads", "seed"), extra="train,onnx",
+        packages=("onnx", "onnxruntime", "tokenizers"), module="encoder_export",
+    ),
+    Step(
+        "parity", ("data", "merge", "export"), ("export", "parity", "bench.n_threads", "seed"), extra="train,onnx",
+        packages=(*TORCH, "onnxruntime", "tokenizers"), module="encoder_parity",
+    ),
+    Step(
+        "baseline", ("data", "merge"), ("bench", "seed"), packages=(*TORCH, "scikit-learn"), module="encoder_baseline",
+    ),
+    Step(
+        "bench", ("data", "export"), ("export", "bench", "seed"), extra="onnx",
+        packages=("onnxruntime", "tokenizers"), module="encoder_bench",
+    ),
+    *(step for step in SPINE if step.stage in ("gate", "report")),
+)  # fmt: skip
 PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
 STAGES = tuple(step.stage for step in (*SPINE, *AFTER_MERGE, *PRETRAIN))
 
@@ -161,7 +176,7 @@ def steps_of(recipe: Recipe) -> tuple[Step, ...]:
     """Every step of this kind of recipe, in order."""
     if recipe.pretrain is not None:
         return PRETRAIN
-    if recipe.train.phases()[0].objective == "classification":
+    if recipe.classifies:
         return CLASSIFIER
     asked = [step for step in AFTER_MERGE if getattr(recipe, step.stage) is not None]
     return _with(SPINE, asked)

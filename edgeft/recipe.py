@@ -152,6 +152,16 @@ class Recipe(Section):
         return self
 
     @property
+    def classifies(self) -> bool:
+        """Whether the recipe trains a classifier, not a language model."""
+        return self.train is not None and self.train.phases()[0].objective == "classification"
+
+    @property
+    def shipped(self) -> str:
+        """The name of the file that ships, as files.json has it."""
+        return self.export.encoder[-1].dtype if self.classifies else self.export.shipped
+
+    @property
     def budgets(self) -> dict[str, str]:
         """The budgets of `gate`, by metric."""
         return {metric: text for metric, text in self.gate.items() if metric != BASELINE}

@@ -358,11 +358,28 @@ def _default_gguf() -> list[Gguf]:
     return [Gguf(ftype="F16"), Gguf(ftype="Q8_0"), Gguf(ftype="Q4_K_M")]
 
 
+class Encoder(Section):
+    """One ONNX folder of a classifier."""
+
+    dtype: Literal["fp32", "fp16", "int8", "int8_static"]
+    """`int8` rounds the inputs of a product to the range they have in the batch; `int8_static` to one found on
+    training texts, so that a text's label does not depend on its neighbours; fp16 is for graphics cards."""
+    calibrate_method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    """How the ranges of `int8_static` are found; the names are those of onnxruntime's CalibrationMethod."""
+
+
+def _default_encoder() -> list[Encoder]:
+    return [Encoder(dtype="fp32"), Encoder(dtype="int8")]
+
+
 class Export(Section):
     """The files to make."""
 
     gguf: list[Gguf] = Field(default_factory=_default_gguf, min_length=1)
     """GGUF files for llama.cpp, in the order they are made."""
+    encoder: list[Encoder] = Field(default_factory=_default_encoder, min_length=1)
+    """What is made in place of GGUF files where `train.objective` is classification: ONNX folders, the last of which
+    ships."""
     ship: Ftype | Literal["auto"] | None = None
     """The file that is benchmarked and judged; null: the last of the list."""
     calibration_tokens: int = Field(16384, ge=512)
@@ -373,6 +390,9 @@ class Export(Section):
         ftypes = [entry.ftype for entry in self.gguf]
         if len(set(ftypes)) < len(ftypes):
             raise ValueError("gguf lists an ftype twice")
+        dtypes = [entry.dtype for entry in self.encoder]
+        if len(set(dtypes)) < len(dtypes):
+            raise ValueError("encoder lists a dtype twice")
         if self.ship is not None and self.ship not in ftypes:
             raise ValueError(f"ship: {self.ship} is not among the files of gguf ({', '.join(ftypes)})")
         return self

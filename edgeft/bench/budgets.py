@@ -40,6 +40,7 @@ OTHER_METRICS = {
     "kl_mean": NUMBER, "kl_p99": NUMBER, "top1_agreement": SHARE, "greedy_prefix": SHARE,
     "perplexity": NUMBER, "ece": NUMBER,
     "load_ms": MS, "prompt_tokens_per_s": RATE, "decode_tokens_per_s": RATE,
+    "max_logit_difference": NUMBER, "texts_per_s_batch_1": NUMBER, "texts_per_s_batch_32": NUMBER,
     "cpu_s_per_token": SECONDS, "cpu_s_per_prompt_token": SECONDS, "energy_j_per_token": NUMBER,
     "peak_rss_bytes": BYTES, "peak_pss_bytes": BYTES, "size_bytes": BYTES, "bundle_bytes": BYTES,
     **{f"{name}_p{q}": MS for name in ("reload_ms", "ttft_ms", "itl_ms", "e2e_ms") for q in (50, 90, 95, 99)},

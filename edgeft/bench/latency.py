@@ -192,7 +192,7 @@ def measure(
     nothing for `silence_s` seconds after its first measured run, RuntimeFault when it does before; other errors the
     runtime raises in the child are raised here again. `command` is the child to run; tests give one that misbehaves.
     """
-    prompts = [] if plan.synthetic else _spread(examples, plan.prompts)
+    prompts = [] if plan.synthetic else spread(examples, plan.prompts)
     order = {
         "path": str(path),
         "setup": asdict(setup),
@@ -253,7 +253,7 @@ def _measurement(known: Mapping[str, Any], runs: list[Run], failure: str = "") -
     return Measurement(runs=runs, complete=not failure, failure=failure, **fields)
 
 
-def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """`count` examples at even distances, first and last included."""
     if count >= len(examples):
         return list(examples)

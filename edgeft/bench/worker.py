@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 Load = Callable[[], "Runner"]
 Say = Callable[..., None]
+Task = Callable[[dict[str, Any], Setup, Say], None]
 
 
-def main() -> int:
-    """Do as ordered and return the exit code."""
+def main(tasks: Mapping[str, Task] | None = None) -> int:
+    """Do as ordered, one of `tasks` by its name (None: TASKS), and return the exit code."""
     order = json.loads(sys.stdin.readline())
     events = _private_stdout()
 
@@ -43,7 +44,7 @@ def main() -> int:
     try:
         setup = Setup.from_json(order["setup"])
         host.pin(setup.cpus)  # before any library starts its threads
-        {"speed": _speed, "load": _load, "answers": _answers}[order["task"]](order, setup, say)
+        (tasks or TASKS)[order["task"]](order, setup, say)
         say("done")
     except EdgeftError as error:
         say("error", kind=type(error).__name__, message=str(error))
@@ -61,8 +62,8 @@ class Case:
 
 def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
     path, plan = Path(order["path"]), order["plan"]
-    backend, load = _opener(path, setup)
-    page_cache = _forget(path)
+    backend, load = opener(path, setup)
+    page_cache = forget(path)
     before = host.load_average()
     model, load_ms = timed(load)
     work = backend.work(path, model)
@@ -98,8 +99,8 @@ def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
 
 def _load(order: dict[str, Any], setup: Setup, say: Say) -> None:
     path = Path(order["path"])
-    _, load = _opener(path, setup)
-    _forget(path)
+    _, load = opener(path, setup)
+    forget(path)
     model, load_ms = timed(load)
     say("loaded", load_ms=load_ms)
     model.close()
@@ -109,7 +110,7 @@ def _answers(order: dict[str, Any], setup: Setup, say: Say) -> None:
     from edgeft.bench.accuracy import answer
     from edgeft.bench.examples import Example
 
-    _, load = _opener(Path(order["path"]), setup)
+    _, load = opener(Path(order["path"]), setup)
     model = load()
     say("loaded")
     try:
@@ -184,27 +185,27 @@ def run_once(model: "Runner", case: Case) -> dict[str, Any]:
         raise RuntimeFault(f"the runtime generated {len(times)} tokens instead of {case.n_gen}")
     return {
         "n_prompt": len(ids),
-        "ttft_ms": _ms(times[0] - started),
-        "prefill_ms": _ms(times[0] - tokenized),
-        "itl_ms": [_ms(after - before) for before, after in itertools.pairwise(times)],
-        "prefill_cpu_ms": _ms(cpu_first - cpu_started),
-        "decode_cpu_ms": _ms(cpu_last - cpu_first),
+        "ttft_ms": milliseconds(times[0] - started),
+        "prefill_ms": milliseconds(times[0] - tokenized),
+        "itl_ms": [milliseconds(after - before) for before, after in itertools.pairwise(times)],
+        "prefill_cpu_ms": milliseconds(cpu_first - cpu_started),
+        "decode_cpu_ms": milliseconds(cpu_last - cpu_first),
     }
 
 
 def timed(load: Load) -> tuple["Runner", float]:
     """The loaded model, and the milliseconds it took."""
     started = time.perf_counter()
-    return load(), _ms(time.perf_counter() - started)
+    return load(), milliseconds(time.perf_counter() - started)
 
 
-def _opener(path: Path, setup: Setup) -> tuple[Backend, Load]:
+def opener(path: Path, setup: Setup) -> tuple[Backend, Load]:
     """The backend of the file, and how it is opened; the runtime is imported there, as an app would."""
     backend = backends.find(path, setup.backend)
     return backend, lambda: backend.open_model(path, setup)
 
 
-def _forget(path: Path) -> dict[str, Any]:
+def forget(path: Path) -> dict[str, Any]:
     """Empty the page cache of the model's files, as far as the system lets us; what is known of it before the load."""
     files = memory.files_of(path)
     evicted = memory.evict(files)
@@ -233,7 +234,8 @@ def _synthetic(model: "Runner", index: int, n_prompt: int, n_gen: int) -> Case:
     return Case(index, n_gen, lambda: ids)
 
 
-def _ms(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
+    """To the hundredth of a microsecond: what is written is read by people too."""
     return round(seconds * 1e3, 5)
 
 
@@ -242,6 +244,9 @@ def _private_stdout() -> TextIO:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return events
+
+
+TASKS: Mapping[str, Task] = {"speed": _speed, "load": _load, "answers": _answers}
 
 
 if __name__ == "__main__":

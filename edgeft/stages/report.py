@@ -20,7 +20,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         "seed": recipe.seed,
         "base": recipe.model.base,
         "method": recipe.train.method,
-        "ship": recipe.export.shipped,
+        "ship": recipe.shipped,
     }
     report = build_report(gather({stage: artifact.path for stage, artifact in inputs.items()}, known))
     write_json(out / "report.json", report)

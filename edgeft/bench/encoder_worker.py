@@ -1,0 +1,96 @@
+"""The child process of `edgeft.bench.encoder`; it talks as `edgeft.bench.worker` does.
+
+{"event": "loaded", "load_ms": 41.2, "host": {...}, ...}
+{"event": "run", "run": {...}}                                    one text labelled: a `latency.Run`
+{"event": "answer", "answer": {...}}                              fields of an `accuracy.Answer`
+{"event": "measured", "rates": {...}, ...}                        what is known when all is done
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgeft.bench import energy, host, memory
+from edgeft.bench.backends import Setup
+from edgeft.bench.noise import Watch
+from edgeft.bench.statistics import quantile
+from edgeft.bench.worker import TASKS, Say, forget, main, milliseconds, opener, timed
+
+ANSWERS_AT_ONCE = 256
+"""Texts labelled between two signs of life."""
+
+
+def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
+    """The speed of single texts and of a batch, then the label of every text."""
+    path = Path(order["path"])
+    backend, load = opener(path, setup)
+    page_cache, before = forget(path), host.load_average()
+    opened, load_ms = timed(load)
+    model: Any = opened
+    try:
+        facts = {
+            **host.describe_host(),
+            "backend": host.versions(backend.DISTRIBUTIONS),
+            "setup": asdict(setup),
+            "n_threads": model.n_threads,
+            "n_ctx": model.n_ctx,
+            "load_average_before": before,
+        }
+        sizes = {"size_bytes": memory.size_bytes(path), "bundle_bytes": memory.bundle_bytes(path)}
+        say("loaded", load_ms=[load_ms], page_cache=page_cache, host=facts, **sizes)
+        counted = _speed(model, order, say)
+        for at in range(0, len(order["texts"]), ANSWERS_AT_ONCE):
+            _label(model, order, slice(at, at + ANSWERS_AT_ONCE), say)
+        peak = host.peak_rss_bytes()
+    finally:
+        model.close()
+    say("measured", peak_rss_bytes=peak, host={"load_average_after": host.load_average()}, **counted)
+
+
+def _speed(model: Any, order: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Single texts, said as they come; then batches. Fields of a Measurement, and the rates."""
+    plan, texts = order["plan"], order["timed"]
+    for _ in range(plan["warmup"]):
+        for text in texts:
+            model.classify([text])
+    n_tokens = model.count_tokens(texts)
+    watch, meter = Watch(), energy.meter(gpu=False)
+    singles, batches = [], []
+    for repetition in range(plan["repetitions"]):
+        began = time.perf_counter()
+        for place, text in enumerate(texts):
+            started, cpu_started = time.perf_counter(), time.process_time()
+            model.classify([text])
+            taken = milliseconds(time.perf_counter() - started)
+            used = milliseconds(time.process_time() - cpu_started)
+            run = {"prompt": place, "repetition": repetition, "n_prompt": n_tokens[place], "itl_ms": []}
+            say("run", run={**run, "ttft_ms": taken, "prefill_ms": taken, "prefill_cpu_ms": used})
+            meter.tick()
+        singles.append(len(texts) / (time.perf_counter() - began))
+        began = time.perf_counter()
+        model.classify(order["batch"])
+        batches.append(len(order["batch"]) / (time.perf_counter() - began))
+    rates = {"texts_per_s_batch_1": quantile(singles, 0.5), "texts_per_s_batch_32": quantile(batches, 0.5)}
+    return {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": memory.pss_bytes(), "rates": rates}
+
+
+def _label(model: Any, order: dict[str, Any], part: slice, say: Say) -> None:
+    texts = order["texts"][part]
+    found = model.classify(texts, threshold=0.0)
+    for answer, n, reference in zip(found, model.count_tokens(texts), order["references"][part], strict=True):
+        probability = answer.probabilities[answer.label]
+        content = {"text": answer.label, "n_prompt": n, "log_prob": _log(probability)}
+        if reference in answer.probabilities:
+            content |= {"reference_nll": -_log(answer.probabilities[reference]), "reference_tokens": 1}
+        say("answer", answer=content)
+
+
+def _log(probability: float) -> float:
+    return math.log(max(probability, sys.float_info.min))
+
+
+if __name__ == "__main__":
+    sys.exit(main({"load": TASKS["load"], "labels": labels}))
