@@ -1,5 +1,6 @@
 """Budgets and verdicts: every operator and unit, the edges, and what is not measured."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -183,10 +184,14 @@ def test_results_of_each_file_of_a_run(tmp_path: Path) -> None:
         (tmp_path / stage).mkdir()
     (tmp_path / "bench" / "bench.json").write_text('{"file": "a.gguf", "metrics": {"ttft_ms_p50": 3}}')
     (tmp_path / "parity" / "parity.json").write_text('{"rows": [{"form": "a-Q8_0", "ok": true, "kl_mean": 0.5}]}')
-    (tmp_path / "export" / "files.json").write_text('[{"file": "a-Q8_0.gguf", "bytes": 9}]')
+    files = [{"file": "a-Q8_0.gguf", "bytes": 9}, {"file": "int4/model.onnx", "bytes": 7}]
+    (tmp_path / "export" / "files.json").write_text(json.dumps(files))
+    others = [{"file": "int4/model.onnx", "metrics": {"exact_match": 1}}]
+    (tmp_path / "bench" / "others.json").write_text(json.dumps(others))
     measured = read_results(tmp_path).measured
     assert measured == {
-        "ttft_ms_p50": Measured(3.0), "a-Q8_0/kl_mean": Measured(0.5), "a-Q8_0/size_bytes": Measured(9.0)
+        "ttft_ms_p50": Measured(3.0), "a-Q8_0/kl_mean": Measured(0.5), "a-Q8_0/size_bytes": Measured(9.0),
+        "int4/exact_match": Measured(1.0), "int4/size_bytes": Measured(7.0),
     }  # fmt: skip
 
 

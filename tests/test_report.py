@@ -46,10 +46,22 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
         "F16 13.0 MB 0.900 [0.699, 0.972] 167 12.0 ms - beaten",
         "Q4_K_M * 4.32 MB 0.950 [0.764, 0.991] 333 12.0 ms -",
         "exact_match 20 0 0 +0.000 [",
+        "The file against F16",
         "den 8 0.875 [0.529, 0.978]",
         "No gap: fewer than two values have 10 examples",
     ):
         assert any(expected in line for line in said), expected
+
+
+def test_a_long_table_is_cut_in_the_terminal_and_nowhere_else() -> None:
+    given = parts()
+    row = given["bench"]["accuracy"]["slices"][0]["rows"][0]
+    given["bench"]["accuracy"]["slices"][0]["rows"] = [row | {"value": f"room {i}"} for i in range(50)]
+    report = build_report(given)
+    assert "room 19" in to_terminal(report)
+    assert "room 20" not in to_terminal(report)
+    assert "30 more rows in report.html" in to_terminal(report)
+    assert "room 49" in to_markdown(report)
 
 
 def test_verdict_rows_say_by_how_much() -> None:
@@ -138,12 +150,12 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     (folders["train"] / "log.jsonl").write_text("\n".join(map(json.dumps, given["train"])))
     (folders["merge"] / "provenance.json").write_text('{"base_sha256": "12"}')
     (folders["export"] / "files.json").write_text(
-        '[{"file": "a.gguf", "ftype": "F16", "bytes": 9}, {"file": "b.gguf", "ftype": "Q8_0", "bytes": 5}]'
+        '[{"file": "a.gguf", "ftype": "F16", "bytes": 9}, {"file": "int4/model.onnx", "format": "onnx", "bytes": 5}]'
     )
     manifest = {
         "key": "k1",
         "made_from": {"package gguf": "0.19", "recipe seed": 1},
-        "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "b.gguf": {"bytes": 5, "sha256": "bb"}},
+        "files": {"a.gguf": {"bytes": 9, "sha256": "aa"}, "int4/model.onnx": {"bytes": 5, "sha256": "bb"}},
     }
     (folders["export"] / "manifest.json").write_text(json.dumps(manifest))
     (folders["bench"] / "bench.json").write_text(json.dumps(given["bench"]))
@@ -153,6 +165,7 @@ def test_gather_reads_what_is_there(tmp_path: Path) -> None:
     assert found["train"] == given["train"]
     assert found["settings"] == {"seed": 1}
     assert [(f["sha256"], f["ships"]) for f in found["files"]] == [("aa", True), ("bb", False)]
+    assert [f["ftype"] for f in found["files"]] == ["F16", "int4"]
     assert [f["ships"] for f in gather(folders, {})["files"]] == [False, True]
     assert found["provenance"] == {
         "base_sha256": "12",

@@ -150,11 +150,17 @@ def _of_each_file(run: Path) -> dict[str, Measured]:
             measured |= {f"{row['form']}/{name}": Measured(float(value)) for name, value in numbers.items()}
     if (others := run / "bench" / "others.json").is_file():
         for other in read_json(others):
-            stem = Path(other["file"]).stem
-            measured |= {f"{stem}/{name}": Measured(float(value)) for name, value in other["metrics"].items()}
+            model = _model_name(other["file"])
+            measured |= {f"{model}/{name}": Measured(float(value)) for name, value in other["metrics"].items()}
     if (files := run / "export" / "files.json").is_file():
-        measured |= {f"{Path(e['file']).stem}/size_bytes": Measured(float(e["bytes"])) for e in read_json(files)}
+        sizes = {_model_name(entry["file"]): float(entry["bytes"]) for entry in read_json(files)}
+        measured |= {f"{model}/size_bytes": Measured(value) for model, value in sizes.items()}
     return measured
+
+
+def _model_name(file: str) -> str:
+    """A GGUF file without its suffix; the folder of an ONNX model."""
+    return file.split("/")[0] if "/" in file else Path(file).stem
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from edgeft.report.candidates import candidates
 from edgeft.report.series import curve, distribution
 
 FORMAT = 1
+UNQUANTIZED = ("f32", "f16", "bf16", "fp32", "fp16")  # how names of such files and folders end
 LATENCY_NOTE_LOAD = 0.5  # load per core from which other processes are likely to have disturbed the clock
 
 
@@ -33,7 +34,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "parity": parts.get("parity"),
         "candidates": candidates(benches, parts.get("files") or [], parts.get("parity")) if benches else None,
         "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
-        "paired": _paired(bench, baseline) if bench else [],
+        "paired": _paired(benches, parts.get("files") or [], baseline) if benches else [],
         "slices": bench["accuracy"].get("slices", []) if bench else [],
         "reliability": bench["accuracy"].get("reliability", []) if bench else [],
         "latency": _latency(bench) if bench else None,
@@ -79,13 +80,20 @@ def _accuracy(
     return {"metrics": list(metrics), "rows": rows}
 
 
-def _paired(bench: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The file's answers against the torch model's before export, and against earlier answers where given."""
-    torch = next((form for form in (baseline or {"forms": []})["forms"] if form["form"] == "merged"), None)
-    found = []
-    if torch:
-        rows = [row.to_json() for row in pair_accuracies(bench["accuracy"], torch)]
-        found.append({"what": torch["label"], "rows": rows})
+def _paired(
+    benches: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The shipped file's answers against those of the model before export and of a file that is not quantized, and
+    against earlier answers where given."""
+    bench, *others = benches
+    plain = {entry["file"]: entry["ftype"] for entry in files if entry["ftype"].lower().endswith(UNQUANTIZED)}
+    forms = (baseline or {"forms": []})["forms"]
+    rivals = [(form["label"], form) for form in forms if form["form"] == "merged"]
+    rivals += [(plain[other["file"]], other["accuracy"]) for other in others if other["file"] in plain][:1]
+    found = [
+        {"what": what, "rows": [row.to_json() for row in pair_accuracies(bench["accuracy"], accuracy)]}
+        for what, accuracy in rivals
+    ]
     return [*found, *([bench["against"]] if bench.get("against") else [])]
 
 

@@ -52,10 +52,11 @@ def _files(export: Path, ship: str | None) -> list[dict[str, Any]]:
     entries = _read(export / "files.json")
     manifest = export / "manifest.json"
     records = _read(manifest)["files"] if manifest.is_file() else {}
-    ships = ship or entries[-1]["ftype"]
+    names = [entry.get("ftype") or entry["file"].split("/")[0] for entry in entries]  # ONNX models by their folder
     return [
-        {**entry, "sha256": records.get(entry["file"], {}).get("sha256"), "ships": entry["ftype"] == ships}
-        for entry in entries
+        {**entry, "ftype": name, "sha256": records.get(entry["file"], {}).get("sha256")}
+        | {"ships": name == (ship or names[-1])}
+        for entry, name in zip(entries, names, strict=True)
     ]
 
 

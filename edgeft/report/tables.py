@@ -9,6 +9,7 @@ from edgeft.report.numbers import count, duration, in_unit, share, signed, size,
 from edgeft.report.speed_tables import candidates_table, definitions_table, latency_table, machine_table
 from edgeft.report.table import Table
 
+VERDICT = "Verdict"
 SPLITS = ("train", "validation", "test")
 
 
@@ -79,7 +80,7 @@ def verdict_table(verdict: Mapping[str, Any]) -> Table:
         if row["note"]:
             interval = f" {interval_text(row['ci95'])}" if row["ci95"] else ""
             notes.append(f"{row['metric']}{interval}: {row['note']}")
-    return Table("Verdict", ("", "metric", ">measured", "budget", ">room left"), rows, notes)
+    return Table(VERDICT, ("", "metric", ">measured", "budget", ">room left"), rows, notes)
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:

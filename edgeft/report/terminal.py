@@ -2,20 +2,22 @@
 
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgeft.report.table import Table
-from edgeft.report.tables import report_tables, verdict_line, verdict_table
+from edgeft.report.tables import VERDICT, report_tables, verdict_line, verdict_table
 
 WIDTH = 80
 GAP = "  "
+ROWS = 20
 
 
 def to_terminal(report: Mapping[str, Any]) -> str:
     """The report without its details; the last line is the verdict."""
     name = report["recipe"].get("name")
     blocks = [f"edgeft report: {name}"] if name else []
-    blocks += [_block(table) for table in report_tables(report) if not table.detail]
+    blocks += [_block(_cut(table)) for table in report_tables(report) if not table.detail]
     if report["verdict"]:
         blocks.append(_wrap(verdict_line(report["verdict"])))
     return "\n\n".join(blocks) + "\n"
@@ -31,6 +33,14 @@ def failed_text(verdict: Mapping[str, Any]) -> str:
     broken = {"rows": [row for row in verdict["rows"] if not row["ok"]]}
     table = verdict_table(broken)
     return "\n".join([_wrap(verdict_line(verdict)), *_rows(table), *_notes(table)])
+
+
+def _cut(table: Table) -> Table:
+    """The first rows of a long table: slices can be hundreds, and begin with the worst."""
+    rest = len(table.rows) - ROWS
+    if rest <= 0 or table.title == VERDICT:
+        return table
+    return replace(table, rows=table.rows[:ROWS], notes=[f"{rest} more rows in report.html", *table.notes])
 
 
 def _block(table: Table) -> str:
