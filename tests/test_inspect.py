@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
@@ -13,6 +14,7 @@ from edgeft.cli.inspect import WIDTH, command
 from edgeft.console import silent_log
 from edgeft.errors import ModelError
 from edgeft.runtime.inspection import inspect_model
+from tests.onnx_graphs import write_decoder
 from tests.tiny import CHATML, make_tiny_llama
 
 
@@ -107,3 +109,22 @@ def test_damaged_safetensors_are_refused(tmp_path: Path, content: bytes) -> None
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="damaged"):
         inspect_model(tmp_path)
+
+
+def test_facts_of_an_onnx_folder_are_those_of_onnx(folder: Path, tmp_path: Path) -> None:
+    model_folder = write_decoder(folder, tmp_path / "onnx", data_file="weights.bin")
+    model = onnx.load(model_folder / "model.onnx", load_external_data=False)
+    facts = inspect_model(model_folder)
+    assert (facts["format"], facts["architecture"]) == (f"ONNX {model.ir_version}", "llama")
+    assert facts["bytes"] == sum((model_folder / name).stat().st_size for name in ("model.onnx", "weights.bin"))
+    assert [(tensor["name"], tensor["type"], tensor["shape"]) for tensor in facts["tensors"]] == [
+        (tensor.name, onnx.TensorProto.DataType.Name(tensor.data_type), list(tensor.dims))
+        for tensor in model.graph.initializer
+    ]
+    assert facts["hyperparameters"]["GroupQueryAttention"] == "2 nodes"
+    assert facts["chat_template"] == CHATML
+    result = inspect(model_folder, "--load")
+    assert result.exit_code == 0, result.output
+    assert "GroupQueryAttention" in result.stdout
+    assert "n_generated  4" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= WIDTH

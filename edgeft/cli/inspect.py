@@ -14,7 +14,7 @@ WIDTH = 80
 def command(name: str, text: str) -> click.Command:
     """The click command `edgeft inspect`."""
 
-    @click.command(name, help=f"{text}\n\nFILE is a GGUF file or a folder with safetensors.")
+    @click.command(name, help=f"{text}\n\nFILE is a GGUF file, or a folder with an ONNX model or safetensors.")
     @click.argument("file", type=click.Path(path_type=Path))
     @click.option("--tensors", is_flag=True, help="List every tensor.")
     @click.option("--load", is_flag=True, help="Load and run it as well, in a process of its own.")
@@ -24,15 +24,16 @@ def command(name: str, text: str) -> click.Command:
         from dataclasses import asdict
 
         from edgeft.runtime.inspection import inspect_model
+        from edgeft.runtime.onnx_file import holds_onnx
 
-        if load and file.is_dir():
-            raise click.UsageError("--load runs a model file; a folder has none")
+        if load and file.is_dir() and not holds_onnx(file):
+            raise click.UsageError("--load runs an exported model; a folder with safetensors is none")
         facts = inspect_model(file)
         if load:
             from edgeft.extras import extra_needed
             from edgeft.runtime.untrusted import TIMEOUT_S, probe
 
-            with extra_needed("gguf"):
+            with extra_needed("onnx" if holds_onnx(file) else "gguf"):
                 facts["loaded"] = asdict(probe(file, timeout_s=timeout or TIMEOUT_S))
         if as_json:
             print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})

@@ -6,6 +6,7 @@ Standard library only: a device without any backend can look at a file.
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from edgeft.errors import ModelError
 from edgeft.runtime.gguf_format import Header, Value
 from edgeft.runtime.header import check_gguf
+from edgeft.runtime.onnx_file import check_onnx, find_file, holds_onnx
 
 Facts = dict[str, Any]
 
@@ -22,16 +24,23 @@ SAFETENSORS_BITS = {
     "F64": 64, "I64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I8": 8, "U8": 8, "BOOL": 8,
 }  # fmt: skip
+ONNX_TYPES = {
+    1: "FLOAT", 2: "UINT8", 3: "INT8", 5: "INT16", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "FLOAT16", 11: "DOUBLE",
+    16: "BFLOAT16", 21: "UINT4", 22: "INT4",
+}  # fmt: skip
+"""`TensorProto.DataType`."""
 MAX_HEADER_BYTES = 100_000_000
 
 
 def inspect_model(path: Path) -> Facts:
-    """Facts about the GGUF file or the safetensors folder `path`, as plain data.
+    """Facts about the GGUF file, the ONNX file or folder, or the safetensors folder `path`, as plain data.
 
     Keys: `path`, `format`, `bytes`, `architecture`, `hyperparameters`, `types` (per tensor type: tensors, weights,
     bytes), `tensors` (name, type, shape, bytes, byte offset), `tokenizer`, `chat_template`, `provenance`, `odd`
-    (sentences). Raises ModelError when it is neither, is damaged, or cannot be read.
+    (sentences). Raises ModelError when it is none of them, is damaged, or cannot be read.
     """
+    if holds_onnx(path):
+        return _onnx_facts(path)
     reader = _folder_facts if path.is_dir() else BY_SUFFIX.get(path.suffix, _gguf_facts)
     return reader(path)
 
@@ -119,6 +128,49 @@ def _oddities(header: Header) -> Iterable[str]:
     wide = {tensor.type_name for tensor in header.tensors.values() if len(tensor.shape) == 1} - {"F32"}
     if wide:
         yield f"vectors are stored as {', '.join(sorted(wide))}; llama.cpp's own tools keep F32"
+
+
+def _onnx_facts(path: Path) -> Facts:
+    file, folder = find_file(path)
+    graph = check_onnx(file)
+    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    tensors, places = [], set()
+    for tensor in graph.tensors:
+        place = (tensor.location, tensor.offset)
+        if tensor.location and place in places:  # the same bytes under another type
+            continue
+        places.add(place)
+        kind = ONNX_TYPES.get(tensor.kind, f"type {tensor.kind}")
+        shown = {"name": tensor.name, "type": kind, "shape": list(tensor.shape), "bytes": tensor.n_bytes}
+        tensors.append({**shown, "start": tensor.offset})
+    operators = Counter(node.op for node in graph.nodes)
+    template = _template_of(folder)
+    return {
+        "path": str(path),
+        "format": f"ONNX {graph.ir_version}",
+        "bytes": graph.weight_bytes,
+        "name": folder.absolute().name,
+        "architecture": config.get("model_type"),
+        "hyperparameters": {f"opset {name}": version for name, version in graph.opsets.items()}
+        | {"written by": graph.producer}
+        | {op: f"{count} nodes" for op, count in operators.most_common()},
+        "types": _by_type(tensors),
+        "tensors": tensors,
+        "tokenizer": _folder_tokenizer(folder),
+        "chat_template": template,
+        "provenance": graph.metadata,
+        "odd": [] if template else ["there is no chat template: it cannot answer messages"],
+    }
+
+
+def _template_of(folder: Path) -> str | None:
+    """Beside the model, or in its tokenizer_config.json."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    inside = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    return inside if isinstance(inside, str) else None
 
 
 def _folder_facts(path: Path) -> Facts:

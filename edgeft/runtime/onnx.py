@@ -57,8 +57,7 @@ class OnnxModel(OnnxVocabulary, TextModel):
             raise ModelError(f"{self.path}: neither the graph nor config.json says how many tokens there are")
         logits_at_once = N_BATCH if self._decoder.lean else SCORE_FLOATS // self.n_vocab
         self._n_batch = max(1, min(N_BATCH, self.n_ctx, logits_at_once))
-        self.metadata |= {f"onnx.{key}": value for key, value in checked.metadata.items()}
-        self.metadata["onnx.ir_version"] = str(checked.ir_version)
+        self.metadata |= checked.metadata
         self._n_past = 0
         TextModel.__init__(self)
 

@@ -30,7 +30,7 @@ ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUT
     5, 6, 10, 11, 22, 23,
 )  # fmt: skip
 SPARSE_PARTS = (1, 2)
-TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL, TENSOR_LOCATION = 8, 9, 13, 14
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
 FUNCTION_NODE, FUNCTION_ATTRIBUTE = 7, 11
 TRAINING_GRAPHS = (1, 2)
 KEY, VALUE = 1, 2
@@ -44,6 +44,19 @@ class NodeInfo:
 
     op: str
     inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of the file: the number of its type (`TensorProto.DataType`), its shape, and its bytes as far as they
+    lie in one piece, in this file (`location` empty) or in another."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    n_bytes: int
+    location: str
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class OnnxFile:
     """Version by domain; the standard one is called `ai.onnx`."""
     metadata: dict[str, str] = field(default_factory=dict)
     nodes: list[NodeInfo] = field(default_factory=list)
+    tensors: list[TensorInfo] = field(default_factory=list)
     external: list[ExternalData] = field(default_factory=list)
 
     @property
@@ -222,23 +236,32 @@ def _sparse(found: OnnxFile, content: memoryview) -> None:
 
 
 def _tensor(found: OnnxFile, content: memoryview) -> None:
-    name, entries, location = "", {}, 0
+    name, entries, kind, location, n_bytes = "", {}, 0, 0, 0
+    shape: list[int] = []
     for number, value in _fields(content):
         if number == TENSOR_NAME:
             name = _text(value)
+        elif number == TENSOR_DIMS:
+            shape += [value] if isinstance(value, int) else _packed(value)
+        elif number == TENSOR_RAW:
+            n_bytes = len(_message(value))
         elif number == TENSOR_EXTERNAL:
             key, text = _entry(value)
             entries[key] = text
+        elif number == TENSOR_TYPE and isinstance(value, int):
+            kind = value
         elif number == TENSOR_LOCATION and isinstance(value, int):
             location = value
     if location != EXTERNAL and not entries:
+        found.tensors.append(TensorInfo(name, kind, tuple(shape), n_bytes, "", 0))
         return
     try:
         offset = int(entries.get("offset", 0))
-        n_bytes = int(entries["length"]) if "length" in entries else None
+        length = int(entries["length"]) if "length" in entries else None
     except ValueError:
         raise _NotProtobuf(f"the tensor {name!r} lies at no number of bytes in another file; it is damaged") from None
-    found.external.append(ExternalData(name, entries.get("location", ""), offset, n_bytes))
+    found.external.append(ExternalData(name, entries.get("location", ""), offset, length))
+    found.tensors.append(TensorInfo(name, kind, tuple(shape), length or 0, entries.get("location", ""), offset))
 
 
 def _check_external(path: Path, data: ExternalData) -> None:
@@ -296,6 +319,15 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise _NotProtobuf("not an ONNX file, or damaged; export or copy it again")
+
+
+def _packed(content: memoryview) -> list[int]:
+    """Numbers one behind the other."""
+    numbers, at = [], 0
+    while at < len(content):
+        number, at = _varint(content, at)
+        numbers.append(number)
+    return numbers
 
 
 def _message(value: Value) -> memoryview:

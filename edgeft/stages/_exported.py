@@ -26,9 +26,10 @@ def exported_files(export: Artifact) -> dict[str, Exported]:
     """By name, in the recipe's order. Raises ArtifactError when a file is missing."""
     found = {}
     for entry in json.loads(export.file("files.json").read_bytes()):
-        path, name = export.file(entry["file"]), entry["ftype"]
+        path, folder = export.file(entry["file"]), PurePosixPath(entry["file"]).parts[0]
         if entry["format"] == "onnx":
-            path = export.path / PurePosixPath(entry["file"]).parts[0]
+            path = export.path / folder
+        name = entry.get("ftype", folder)
         found[name] = Exported(name, entry["format"], entry["file"], path)
     return found
 
