@@ -50,6 +50,10 @@ def write_surroundings(folder: ModelFolder, out: Path, decoder: Decoder, setting
         name = Path(files_of(settings).graph).name
         config = {**folder.config, "transformers.js_config": {"use_external_data_format": {name: 1}}}
         _write_json(out / "config.json", config)
+        if folder.chat_template is not None:  # it reads no chat_template.jinja
+            _write_json(
+                out / "tokenizer_config.json", {**folder.tokenizer_config, "chat_template": folder.chat_template}
+            )
     elif settings.layout == "genai":
         _write_json(out / "genai_config.json", genai_config(folder, decoder))
 
