@@ -130,8 +130,8 @@ def decode(records: np.ndarray, layout: Layout) -> tuple[torch.Tensor, torch.Ten
 
 def divergences(top: Top, records: np.ndarray, layout: Layout) -> torch.Tensor:
     """KL(whole ‖ cached) in nats, (n,) float64, where the cached distribution spreads what is left evenly over the
-    other tokens: the most that can be said from a record alone, and more than a distillation over k + 1 outcomes
-    loses."""
+    other tokens. It is what a loss over k + 1 outcomes misses with a student that knows nothing of the rest, and what
+    rounding costs."""
     _, log_probs, log_rest = decode(records, layout)
     known = top.log_probs.cpu().double()
     others = max(1, layout.vocabulary - layout.k)
