@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +25,8 @@ from tests.tiny import make_tiny_llama
 
 QUESTIONS = ("turn on the light", "set a timer", "what is the weather", "add milk to the list")
 LATENCY = LatencyPlan(prompts=3, n_gen=4, repetitions=2, warmup=1, reloads=1, cold_loads=2)
-SETTINGS = BenchSettings(max_new_tokens=12, n_ctx=128, n_threads=1, latency=LATENCY)
+METRICS = ("exact_match", "perplexity", "ece")
+SETTINGS = BenchSettings(metrics=METRICS, max_new_tokens=12, n_ctx=128, n_threads=1, latency=LATENCY)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,27 @@ def result(folder: Path, examples: list[Example]) -> BenchResult:
 def test_answers_are_those_of_transformers(result: BenchResult) -> None:
     assert result.evaluation.scores[0].outcomes == (1, 1, 1, 0)
     assert result.flat()["exact_match"] == 0.75
+
+
+def test_perplexity_is_that_of_transformers(result: BenchResult, folder: Path, examples: list[Example]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
+    nll: list[float] = []
+    for example in examples:
+        whole = [*example.prompt, {"role": "assistant", "content": example.answer}]
+        ids = tokenizer.apply_chat_template(whole, return_dict=False)
+        start = len(tokenizer.apply_chat_template(list(example.prompt), add_generation_prompt=True, return_dict=False))
+        stop = ids.index(tokenizer.convert_tokens_to_ids("<|im_end|>"), start)
+        with torch.inference_mode():
+            logs = model(torch.tensor([ids[:stop]])).logits[0].double().log_softmax(-1)
+        nll += [-logs[place - 1, ids[place]].item() for place in range(start, stop)]
+        nll.append(-logs[stop - 1, ends].logsumexp(0).item())
+    score = next(score for score in result.evaluation.scores if score.metric == "perplexity")
+    assert score.detail["tokens"] == len(nll)
+    assert score.value == pytest.approx(np.exp(np.mean(nll)), rel=5e-3)
+    confidences = [answer.confidence for answer in result.evaluation.answers]
+    assert all(confidence is not None and 0 < confidence < 1 for confidence in confidences)
 
 
 def test_latency_is_counted_in_a_process_without_torch(result: BenchResult, folder: Path) -> None:
