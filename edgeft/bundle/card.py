@@ -72,9 +72,8 @@ def limits(run: Run, entry: Mapping[str, Any], bench: Mapping[str, Any]) -> Iter
     for key, what in (("data.max_length", "trained on conversations of at most"), ("bench.n_ctx", "measured within")):
         if run.values.get(key):
             yield f"It was {what} {count(run.values[key])} tokens."
-    verdict = run.json("gate", "verdict.json")
-    if verdict and not verdict["passed"]:
-        yield "IT MISSED BUDGETS OF ITS RECIPE; see Verdict."
+    if run.passed is False:
+        yield "It missed budgets of its recipe; see Verdict."
 
 
 def energy(bench: Mapping[str, Any]) -> str:

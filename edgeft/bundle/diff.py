@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeft.artifact import sha256_file
 from edgeft.bundle.diff_gguf import gguf_differences
-from edgeft.errors import UsageError
+from edgeft.errors import BundleError, UsageError
 from edgeft.runtime.bundle import Bundle, is_bundle, open_bundle
 
 DOCUMENTS = ("generation", "schema", "labels", "calibration")
@@ -53,10 +53,17 @@ def open_side(path: Path, cache: Path) -> Side:
 
 
 def differences(a: Side, b: Side) -> list[Difference]:
-    """All that differs, part by part. Raises ModelError when a GGUF file is damaged."""
+    """All that differs, part by part.
+
+    Raises ModelError when a GGUF file is damaged, BundleError when a document in a bundle is not as edgeft writes it.
+    """
     found = [*_models(a.model, b.model)]
     if a.bundle is not None and b.bundle is not None:
-        found += _bundles(a.bundle, b.bundle)
+        try:
+            found += _bundles(a.bundle, b.bundle)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = f"{a.bundle.path} or {b.bundle.path}"
+            raise BundleError(f"{where}: holds a document that is not as edgeft writes it ({error!r})") from None
     return sorted(found, key=lambda one: PARTS.index(one.part))
 
 
@@ -73,7 +80,8 @@ def _bundles(a: Bundle, b: Bundle) -> Iterator[Difference]:
     for role in DOCUMENTS:
         yield from _changed(role, flat(a.json(role)), flat(b.json(role)))
     for role, part in (("chat_template", "template"), ("grammar", "grammar")):
-        yield from (Difference(part, *found) for found in text_differences(_text(a, role), _text(b, role)))
+        for line, *texts in text_differences(_text(a, role), _text(b, role)):
+            yield Difference(part, f"{role} {line}", *texts)
     yield from _tokenizers(a, b)
     yield from _changed("metrics", _metrics(a), _metrics(b))
     before, after = a.json("recipe") or {}, b.json("recipe") or {}

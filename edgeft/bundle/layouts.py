@@ -28,13 +28,15 @@ ONNX_MARKS = {"genai": "genai_config.json", "transformers.js": "onnx"}
 """What an exported ONNX folder has when it is in that layout."""
 
 
-def write_layout(run: Run, layout: str, out: Path, extras: Extras) -> None:
+def write_layout(run: Run, layout: str, out: Path, extras: Extras, *, failed: bool = False) -> None:
     """Write the new folder `out` in one of LAYOUTS, a model card in each.
 
-    Raises UsageError when the run has nothing for that layout, BundleError when `out` exists, ArtifactError when the
-    disk refuses.
+    Raises GateFailed for a run that missed its budgets unless `failed` allows it, UsageError when the run has nothing
+    for that layout, BundleError when `out` exists, ArtifactError when the disk refuses.
     """
     fill = LAYOUTS[layout]
+    if not failed:
+        run.check_passed()
 
     def write(folder: Path) -> None:
         fill(run, folder, extras)

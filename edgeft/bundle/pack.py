@@ -11,7 +11,7 @@ from edgeft.bundle.contents import Extras, Item, collect, copy_file, to_json
 from edgeft.bundle.run import Run
 from edgeft.bundle.sbom import sbom
 from edgeft.bundle.signing import sign
-from edgeft.errors import GateFailed, UsageError
+from edgeft.errors import UsageError
 from edgeft.runtime.bundle import check_bundle
 from edgeft.runtime.bundle_folder import write_folder
 from edgeft.runtime.bundle_manifest import FORMAT, MANIFEST, SIGNATURE, Manifest
@@ -32,12 +32,11 @@ def pack(
     missed its budgets unless `failed` allows it, UsageError for files that are not there, ArtifactError when the
     disk refuses.
     """
-    passed = _passed(run)
-    if passed is False and not failed:
-        raise GateFailed(f"{run.name} missed budgets of its recipe; improve it, or pack it all the same (--failed)")
+    if not failed:
+        run.check_passed()
 
     def fill(target: Path) -> None:
-        _fill(target, run, extras, passed, key)
+        _fill(target, run, extras, key)
 
     if folder:
         write_folder(out, fill)
@@ -51,7 +50,7 @@ def pack(
         return check_bundle(packed)
 
 
-def _fill(target: Path, run: Run, extras: Extras, passed: bool | None, key: Path | None) -> None:
+def _fill(target: Path, run: Run, extras: Extras, key: Path | None) -> None:
     """Every file of the bundle, the manifest after those it lists and the signature after the manifest."""
     items = collect(run, extras)
     items.append(Item(CARD, model_card(run, extras).encode(), "card"))
@@ -63,7 +62,7 @@ def _fill(target: Path, run: Run, extras: Extras, passed: bool | None, key: Path
             "format": FORMAT,
             "name": run.name,
             "edgeft": __version__,
-            "gate": None if passed is None else {"passed": passed},
+            "gate": None if run.passed is None else {"passed": run.passed},
             "roles": _roles([*items, bill]),
             "files": {
                 name: {"bytes": record.bytes, "sha256": record.sha256} for name, record in _records(target).items()
@@ -73,12 +72,6 @@ def _fill(target: Path, run: Run, extras: Extras, passed: bool | None, key: Path
     (target / MANIFEST).write_bytes(manifest)
     if key is not None:
         (target / SIGNATURE).write_bytes(sign(manifest, key))
-
-
-def _passed(run: Run) -> bool | None:
-    """Whether the run met its budgets; None where there are none."""
-    verdict = run.json("gate", "verdict.json")
-    return bool(verdict["passed"]) if verdict and verdict["rows"] else None
 
 
 def _copy(items: Sequence[Item], target: Path) -> None:

@@ -5,13 +5,14 @@ hash in the bundle before anything starts. What a recipe would send elsewhere (a
 environment) must be given again by the user: a bundle cannot choose where data goes.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeft.bundle.diff import flat
-from edgeft.bundle.run import FILE, STAGE, put, without_folders
+from edgeft.bundle.run import FILE, NANO, STAGE, put, without_folders
 from edgeft.console import Log
 from edgeft.errors import BundleError, UsageError
 from edgeft.pipeline import run
@@ -50,7 +51,7 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
 
     Raises BundleError when an input is not the one the bundle was made of, and what the stages raise.
     """
-    record = bundle.json("recipe")
+    record = read_record(bundle)
     until = next(stage for stage in LAST_STAGES if stage in record["stages"])
     store = Store(workdir)
     steps = plan(recipe, store.hashes, until)
@@ -74,14 +75,28 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
     return Reproduction(files, shipped, changes)
 
 
+def read_record(bundle: Bundle) -> dict[str, Any]:
+    """What recipe.json of the bundle says. Raises BundleError when there is none or it is not as edgeft writes it."""
+    record: dict[str, Any] | None = bundle.json("recipe")
+    if record is None:
+        raise BundleError(f"{bundle.path}: has no recipe; pack the run again")
+    try:
+        stages = [(stage["made_from"], stage["files"]) for stage in record["stages"].values()]
+        recipe = record["recipe"]
+        tables = [recipe, recipe.get("model", {}), recipe.get("data", {}), record["inputs"], *itertools.chain(*stages)]
+        if all(isinstance(table, dict) for table in tables) and set(LAST_STAGES) & set(record["stages"]):
+            return record
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise BundleError(f"{bundle.file('recipe')}: not a recipe as edgeft packs it; pack the run again")
+
+
 def packed_recipe(bundle: Bundle, like: Path | None, overrides: tuple[str, ...]) -> Recipe:
     """The recipe in the bundle, with the paths of its inputs from the recipe file `like` or from `overrides`.
 
     Raises UsageError when a path is missing, BundleError when the bundle has no recipe.
     """
-    record = bundle.json("recipe")
-    if record is None:
-        raise BundleError(f"{bundle.path}: has no recipe; pack the run again")
+    record = read_record(bundle)
     content: dict[str, Any] = record["recipe"]
     content.get("data", {}).pop("prepare", None)  # a script is run: the user names it
     given = tuple(override.partition("=")[0] for override in overrides)
@@ -132,7 +147,7 @@ def _changes(record: dict[str, Any], steps: list[Planned]) -> tuple[str, ...]:
 
 def _is_given(key: str, content: dict[str, Any], given: tuple[str, ...]) -> bool:
     """Whether the path of this input is known: set, alone or with the list it is in, or the model edgeft comes with."""
-    in_package = key == "model.base" and content.get("model", {}).get("base") is not None
+    in_package = key == "model.base" and content.get("model", {}).get("base") == NANO
     return in_package or any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in given)
 
 

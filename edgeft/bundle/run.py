@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import Artifact, read_artifact, sha256_file
-from edgeft.errors import ArtifactError, UsageError
+from edgeft.errors import ArtifactError, GateFailed, UsageError
 
 MODEL_STAGES = ("recover", "distill", "merge")
 """Stages whose artifact is a Hugging Face folder, the latest of a run first."""
@@ -34,6 +34,19 @@ class Run:
         """A JSON file of a stage; None where the run has none."""
         artifact = self.stages.get(stage)
         return json.loads(artifact.file(name).read_bytes()) if artifact and name in artifact.files else None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it met its recipe's budgets; None where there are none."""
+        verdict = self.json("gate", "verdict.json")
+        return bool(verdict["passed"]) if verdict and verdict["rows"] else None
+
+    def check_passed(self) -> None:
+        """Raise GateFailed when it missed budgets."""
+        if self.passed is False:
+            raise GateFailed(
+                f"{self.name} missed budgets of its recipe; improve it, or pack it all the same (--failed)"
+            )
 
     @property
     def values(self) -> dict[str, Any]:

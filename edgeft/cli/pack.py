@@ -58,7 +58,7 @@ def command(name: str, text: str) -> click.Command:
 
             if folder or sign or given or as_json:
                 raise click.UsageError("--layout goes with --file, --base, --license and --license-file only")
-            write_layout(read_run(run), layout, out, extras)
+            write_layout(read_run(run), layout, out, extras, failed=failed)
             click.echo(f"{out}: a folder for {layout}")
             return
         if base is not None:

@@ -116,6 +116,19 @@ def test_a_hostile_recipe_runs_and_sends_nothing(
     assert not (tmp_path / "again" / "store").exists()
 
 
+MODEL_TEXT = '{"recipe": {"model": "x"}, "inputs": {}, "stages": {"export": {"made_from": {}, "files": {}}}}'
+
+
+@pytest.mark.parametrize(
+    "record", ["[]", "{}", '{"recipe": {}, "inputs": [], "stages": {"export": {}}}', "null", "{", MODEL_TEXT]
+)
+def test_a_recipe_of_another_form(cli: Any, tmp_path: Path, record: str) -> None:
+    files = FILES | {"recipe.json": record.encode()}
+    write_folder(tmp_path / "bundle", files, manifest_of(files, roles=ROLES | {"recipe": "recipe.json"}))
+    code, _, err = cli("reproduce bundle --workdir again --set data.train=a.jsonl")
+    assert (code, "pack" in err) == (1, True), err
+
+
 def test_a_missing_library_names_its_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

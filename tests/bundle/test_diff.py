@@ -145,7 +145,7 @@ def write_template(folder: Path) -> None:
             "packages", "torch", "2.13.0+cpu", "3",
         ),
         (edited("tokenizer/tokenizer.json", lambda c: c.update(version="2")), "tokenizer", "version", None, "2"),
-        (write_template, "template", "line 1", None, "{{ messages }}"),
+        (write_template, "template", "chat_template line 1", None, "{{ messages }}"),
     ],
 )  # fmt: skip
 def test_bundles(
@@ -160,6 +160,16 @@ def test_bundles(
     (found,) = differences(*sides)
     assert (found.part, found.name, found.after) == (part, name, after)
     assert part == "template" or found.before == before
+
+
+def test_a_document_of_another_form(model: bytes, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "home", model=model))
+    for side in ("a", "b"):
+        pack(run, tmp_path / side, Extras(), folder=True)
+    edited("reports/bench.json", lambda content: content.update(accuracy=[]))(tmp_path / "b")
+    sides = [open_side(tmp_path / side, tmp_path / "cache") for side in ("a", "b")]
+    with pytest.raises(BundleError, match="not as edgeft writes it"):
+        differences(*sides)
 
 
 def test_a_bundle_against_a_file_compares_the_models(model: bytes, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from edgeft.bundle.layouts import write_layout
 from edgeft.bundle.ollama import go_template, modelfile
 from edgeft.bundle.run import read_run
 from edgeft.data.tokenizing import TEMPLATES
-from edgeft.errors import BundleError, UsageError
+from edgeft.errors import BundleError, GateFailed, UsageError
 from edgeft.runtime.gguf_format import STRING, Header, Value
 from tests.bundle.handmade import SYSTEM, make_run
 from tests.bundle.test_diff import write_gguf
@@ -191,6 +191,14 @@ def test_what_a_run_has_not(layout: str, extras: Extras, message: str, tmp_path:
     with pytest.raises(UsageError, match=message):
         write_layout(run, layout, tmp_path / "out", extras)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_is_written_only_when_asked(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "home", passed=False))
+    with pytest.raises(GateFailed, match="missed budgets"):
+        write_layout(run, "huggingface", tmp_path / "out", Extras())
+    write_layout(run, "huggingface", tmp_path / "out", Extras(), failed=True)
+    assert "It missed budgets of its recipe" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_ollama_takes_no_onnx(tmp_path: Path) -> None:
