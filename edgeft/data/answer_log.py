@@ -3,10 +3,12 @@
 {"key": sha256 of settings and question, "question": {messages, tools}, "answer": text, ...what the teacher sent}
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,16 @@ class AnswerLog:
             path.touch()
             _cut_unfinished(path)
         self.records = {record["key"]: record for record in _read(path)}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait until no other run adds to the file, and take in what it added."""
+        with refused_writes(self.path):
+            lock = self.path.with_name(self.path.name + ".lock").open("w")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.records = {record["key"]: record for record in _read(self.path)}
+            yield
 
     def find(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record of this question under these settings, or None."""

@@ -76,7 +76,7 @@ class ApiTeacher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoint, self.log, self.sleep, self.clock = endpoint, log, sleep, clock
-        self.spent = sum(float(record.get("cost", 0.0)) for record in log.records.values())
+        self.spent = 0.0
         self.asked_at: float | None = None
         self.opener = urllib.request.build_opener(_NoRedirects)
 
@@ -88,17 +88,14 @@ class ApiTeacher:
         Raises RunCutShort when the next request could exceed `max_cost`, RuntimeFault when the endpoint refuses or
         stays unreachable; what was answered until then is in the log.
         """
-        records = []
-        for done, question in enumerate(questions):
-            record = self.log.find(question)
-            if record is None:
-                self._check_cost(question, done, len(questions))
-                self._ask(question)
-                record = self.log.find(question)
-                assert record is not None
-            records.append(record)
-            report(done + 1)
-        return records
+        with self.log.locked():
+            self.spent = sum(float(record.get("cost", 0.0)) for record in self.log.records.values())
+            for done, question in enumerate(questions):
+                if self.log.find(question) is None:
+                    self._check_cost(question, done, len(questions))
+                    self._ask(question)
+                report(done + 1)
+            return [self.log.find(question) or {} for question in questions]
 
     def _ask(self, question: Mapping[str, Any]) -> None:
         endpoint = self.endpoint

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def make_lesson(
     if section.seq_kd:
         splits["train"] = _taught_tokens(recipe, section, data, teacher, root, log)
     if teacher.vocabulary is None:
-        log.say("distill: teacher and student cut texts otherwise; the student learns the teacher's answers by heart")
+        log.say("distill: teacher and student cut texts otherwise; the student learns the teacher's answers alone")
         return Lesson(splits["train"], _unless_empty(splits["validation"]), next_token_loss_sum, {})
     check_heads(teacher.vocabulary, student)
     objective = _objective(section)
@@ -171,20 +170,28 @@ def _taught_tokens(
     settings = {"teacher": teacher.key, "max_new_tokens": section.max_new_tokens, "template": tokenizer.chat_template}
     answers = AnswerLog(root / f"teacher-answers-{teacher.key[:16]}.jsonl", settings)
     questions = [question_of(example) for example in examples]
-    open_questions = [question for question in questions if answers.find(question) is None]
-    if open_questions:
-        model: Any = teacher.load()
-        ask = partial(generate_greedily, model, stop_ids=find_stop_ids(tokenizer, model))
-        with log.progress("teacher answers", len(questions), "examples") as progress:
-            for at in range(0, len(open_questions), ANSWERED_AT_ONCE):
-                asked = open_questions[at : at + ANSWERED_AT_ONCE]
-                prompts = [encode_prompt(tokenizer, **question) for question in asked]
-                for question, ids in zip(asked, ask(prompts, max_new_tokens=section.max_new_tokens), strict=True):
-                    answers.add(question, str(tokenizer.decode(ids, skip_special_tokens=True)).strip())
-                progress.update(len(questions) - len(open_questions) + at + len(asked))
+    with answers.locked():
+        unanswered = [question for question in questions if answers.find(question) is None]
+        if unanswered:
+            _answer(unanswered, answers, teacher.load(), tokenizer, section.max_new_tokens, log)
     found = [answers.find(question) or {} for question in questions]
     taught = with_answers(examples, [record["answer"] for record in found])
     return _encode(taught, recipe, data, len(examples), log)
+
+
+def _answer(
+    questions: Sequence[dict[str, Any]], answers: AnswerLog, model: Any, tokenizer: Any, max_new_tokens: int, log: Log
+) -> None:
+    """Add the model's greedy answers to the log."""
+    stop_ids = find_stop_ids(tokenizer, model)
+    with log.progress("teacher answers", len(questions), "examples") as progress:
+        for at in range(0, len(questions), ANSWERED_AT_ONCE):
+            asked = questions[at : at + ANSWERED_AT_ONCE]
+            prompts = [encode_prompt(tokenizer, **question) for question in asked]
+            found = generate_greedily(model, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
+            for question, ids in zip(asked, found, strict=True):
+                answers.add(question, str(tokenizer.decode(ids, skip_special_tokens=True)).strip())
+            progress.update(at + len(asked))
 
 
 def _lesson_over_api(recipe: Recipe, section: Distill, api: TeacherApi, data: Artifact, root: Path, log: Log) -> Lesson:
@@ -219,7 +226,7 @@ def _lesson_over_api(recipe: Recipe, section: Distill, api: TeacherApi, data: Ar
         return Lesson(tokens["train"], validation, next_token_loss_sum, metrics)
     tokenizer: Any = load_tokenizer(data.path / "tokenizer")
     sets = {
-        split: recorded_set([_recorded(e, r, tokenizer) for e, r in pairs], tokenizer, api.top_logprobs)
+        split: recorded_set(_recorded(pairs, tokenizer, recipe.data.max_length), tokenizer, api.top_logprobs)
         for split, pairs in taught.items()
     }
     vocabulary = sets["train"].layout.vocabulary
@@ -227,14 +234,19 @@ def _lesson_over_api(recipe: Recipe, section: Distill, api: TeacherApi, data: Ar
     return Lesson(lesson.examples, _unless_empty(sets["validation"]), lesson.loss_sum, metrics)
 
 
-def _recorded(example: Example, record: dict[str, Any], tokenizer: Any) -> RecordedAnswer:
-    if not record.get("logprobs"):
-        raise ModelError(
-            "distill.teacher_api: the endpoint sent no log-probabilities; set top_logprobs: 0 to learn from its "
-            "answers alone"
-        )
-    ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))
-    return RecordedAnswer(ids, mask, record["logprobs"])
+def _recorded(pairs: Sequence[tuple[Example, dict[str, Any]]], tokenizer: Any, max_length: int) -> list[RecordedAnswer]:
+    """The examples of at most `max_length` tokens with what the API sent of their answers."""
+    answers = []
+    for example, record in pairs:
+        if not record.get("logprobs"):
+            raise ModelError(
+                "distill.teacher_api: the endpoint sent no log-probabilities; set top_logprobs: 0 to learn from its "
+                "answers alone"
+            )
+        ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))
+        if len(ids) <= max_length:
+            answers.append(RecordedAnswer(ids, mask, record["logprobs"]))
+    return answers
 
 
 def _encode(examples: Sequence[Example], recipe: Recipe, data: Artifact, asked: int, log: Log) -> TokenSet:

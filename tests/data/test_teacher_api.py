@@ -122,6 +122,18 @@ def test_a_killed_recording_goes_on_where_it_stopped(serve: Any, tmp_path: Path)
     assert [request["messages"][0]["content"] for request in server.requests] == ["1", "2", "2"]
 
 
+def test_two_runs_at_once_ask_every_question_once(serve: Any, tmp_path: Path) -> None:
+    server, questions = serve(_completion("x", prompt_tokens=1)), [_ask(str(i)) for i in range(6)]
+    teachers = [_teacher(server.url, tmp_path / "a", input_price=1.0) for _ in range(2)]
+    threads = [threading.Thread(target=teacher.answer_all, args=(questions,)) for teacher in teachers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 6
+    assert teachers[0].spent == teachers[1].spent > 0
+
+
 def test_other_settings_are_other_answers(serve: Any, tmp_path: Path) -> None:
     server = serve(_completion("one"), _completion("longer"))
     _teacher(server.url, tmp_path / "a.jsonl").answer_all([_ask("1")])
