@@ -70,7 +70,7 @@ SPINE = (
         ("data", "merge"),
         ("name", "export", "seed"),
         extra="train,gguf",
-        packages=("gguf", "llama-cpp-python"),
+        packages=("gguf", "llama-cpp-python", "onnx"),
         version=2,
     ),
     Step(
@@ -79,7 +79,7 @@ SPINE = (
         ("model", "train", "export", "parity", "bench", "seed"),
         ("base",),
         extra="train,gguf",
-        packages=(*TORCH, "peft", "llama-cpp-python"),
+        packages=(*TORCH, "peft", "llama-cpp-python", "onnxruntime"),
     ),
     Step(
         "baseline",
@@ -89,7 +89,15 @@ SPINE = (
         packages=(*TORCH, "scikit-learn"),
         version=2,
     ),
-    Step("bench", ("data", "export"), ("export", "bench", "seed"), (), "gguf", ("llama-cpp-python",), version=2),
+    Step(
+        "bench",
+        ("data", "export"),
+        ("export", "bench", "seed"),
+        (),
+        "gguf",
+        ("llama-cpp-python", "onnxruntime"),
+        version=2,
+    ),
     Step("gate", ("parity", "baseline", "bench"), ("gate",), ("gate",), extra="gguf", stops=False),
     Step(
         "report",

@@ -358,6 +358,49 @@ def _default_gguf() -> list[Gguf]:
     return [Gguf(ftype="F16"), Gguf(ftype="Q8_0"), Gguf(ftype="Q4_K_M")]
 
 
+class Onnx(Section):
+    """One ONNX folder of a language model."""
+
+    dtype: Literal["int4", "int8", "fp16", "fp32", "auto"]
+    """Of the matrices; `auto`: the mix of grids with the least divergence at the bytes of int4 in blocks of 32, or
+    `target_bytes`."""
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    """Weights that share a scale, of int4 and int8; onnxruntime's name."""
+    symmetric: bool = True
+    """No zero points, of int4 and int8; onnxruntime calls it is_symmetric."""
+    method: Literal["rtn", "k_quant", "hqq", "gptq", "feedback"] = "k_quant"
+    """How weights get onto the grid: to the nearest, by search or half-quadratic; or with later columns making up for
+    errors of earlier ones, each calibration token counted alike (gptq) or by how much it matters (feedback, which
+    `auto` always takes)."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] = 4
+    """MatMulNBits' own: 4 multiplies in int8, 1 in float32, 0 leaves it to onnxruntime."""
+    head_dtype: Literal["int4", "int8", "fp16", "fp32"] | None = None
+    """Of embedding and head; null: `dtype`."""
+    layout: Literal["plain", "genai", "transformers.js"] = "genai"
+    """Whose files stand beside the graph: optimum's, onnxruntime-genai's as well, or transformers.js'."""
+    min_ort: str | None = Field(None, pattern=r"^\d+\.\d+$")
+    """The oldest onnxruntime that must run it, such as 1.22; null: the oldest that can."""
+    target_bytes: int | None = Field(None, ge=1)
+    """Largest size of the packed matrices in bytes, for `auto`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.target_bytes is not None and self.dtype != "auto":
+            raise ValueError(f"target_bytes plans the mix of dtype auto; {self.dtype} is what it is")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of the folder, such as `int4-32`, `int4-128-asymmetric-gptq`, `fp16` or `mix`."""
+        if self.dtype == "auto":
+            return "mix"
+        if self.dtype in ("fp16", "fp32"):
+            return self.dtype
+        words = [self.dtype, str(self.block_size), *(["asymmetric"] if not self.symmetric else [])]
+        words += [self.method] if self.method != "k_quant" else []
+        return "-".join([*words, *([f"head-{self.head_dtype}"] if self.head_dtype else [])])
+
+
 class Encoder(Section):
     """One ONNX folder of a classifier."""
 
@@ -377,13 +420,16 @@ class Export(Section):
 
     gguf: list[Gguf] = Field(default_factory=_default_gguf, min_length=1)
     """GGUF files for llama.cpp, in the order they are made."""
+    onnx: list[Onnx] = []
+    """ONNX folders for onnxruntime, made after the GGUF files."""
     encoder: list[Encoder] = Field(default_factory=_default_encoder, min_length=1)
     """What is made in place of GGUF files where `train.objective` is classification: ONNX folders, the last of which
     ships."""
-    ship: Ftype | Literal["auto"] | None = None
-    """The file that is benchmarked and judged; null: the last of the list."""
+    ship: str | None = None
+    """The file that is benchmarked and judged: an ftype of `gguf` or the folder of an entry of `onnx` (`int4-32`,
+    `int4-128-asymmetric`, `fp16`, `mix`); null: the last of `gguf`."""
     calibration_tokens: int = Field(16384, ge=512)
-    """Tokens of training examples and general text that `imatrix`, `auto` and `rounding: feedback` measure."""
+    """Tokens of training examples and general text that `imatrix`, `auto`, `feedback` and `gptq` measure."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -393,13 +439,19 @@ class Export(Section):
         dtypes = [entry.dtype for entry in self.encoder]
         if len(set(dtypes)) < len(dtypes):
             raise ValueError("encoder lists a dtype twice")
-        if self.ship is not None and self.ship not in ftypes:
-            raise ValueError(f"ship: {self.ship} is not among the files of gguf ({', '.join(ftypes)})")
+        folders = [entry.name for entry in self.onnx]
+        if len(set(folders)) < len(folders):
+            raise ValueError("onnx lists a folder twice")
+        if self.ship is not None and self.ship not in ftypes + folders:
+            listed = f"the files of gguf ({', '.join(ftypes)})" + (
+                f" and onnx ({', '.join(folders)})" if folders else ""
+            )
+            raise ValueError(f"ship: {self.ship} is not among {listed}")
         return self
 
     @property
     def shipped(self) -> str:
-        """The ftype of the file that ships."""
+        """The name of what ships: an ftype, or the folder of an ONNX model."""
         return self.ship or self.gguf[-1].ftype
 
 

@@ -40,7 +40,7 @@ def calibrated_settings(
     plan of a mix to out/mix.json. Raises DataError without anything to calibrate on, ModelError for a model that
     cannot be loaded or overflows, UsageError for a mix whose limits cannot be met.
     """
-    measured = _Measured(recipe, model, data, log)
+    measured = Measured(recipe, model, data, log)
     settings: dict[str, Settings] = {}
     for entry in recipe.export.gguf:
         if recovered is not None and entry.ftype == recovered_for(recovered):
@@ -59,7 +59,7 @@ def settings_to_train_for(recipe: Recipe, entry: Gguf, model: Path, data: Artifa
     does. Rounding is llama.cpp's own: error feedback moves with the calibration tokens and cannot be trained for.
     Raises as `calibrated_settings` does.
     """
-    measured = _Measured(recipe, model, data, log)
+    measured = Measured(recipe, model, data, log)
     if entry.imatrix and not (out / IMATRIX).exists():
         write_imatrix(out / IMATRIX, measured.imatrix)
     if entry.ftype == "auto" and not (out / MIX).exists():
@@ -77,7 +77,7 @@ def _trained_for(entry: Gguf, folder: Path) -> Settings:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """The model and its calibration tokens, each measured once for all files, when first asked for."""
 
     recipe: Recipe
@@ -119,7 +119,7 @@ class _Measured:
         return FeedbackRounder({name: matrix.hessian for name, matrix in matrices.items()})
 
 
-def _settings(entry: Gguf, measured: _Measured, out: Path, log: Log) -> Settings:
+def _settings(entry: Gguf, measured: Measured, out: Path, log: Log) -> Settings:
     imatrix = measured.imatrix if entry.imatrix else None
     if entry.ftype != "auto":
         return Settings(imatrix=imatrix, rounder=measured.rounder if entry.rounding == "feedback" else None)
@@ -128,7 +128,7 @@ def _settings(entry: Gguf, measured: _Measured, out: Path, log: Log) -> Settings
     return Settings(imatrix=imatrix, types=mix.plan.types, rounder=mix.rounder, ftype=MIX_OF)
 
 
-def _mix(entry: Gguf, measured: _Measured, log: Log) -> Mix:
+def _mix(entry: Gguf, measured: Measured, log: Log) -> Mix:
     layout = measured.layout
     shapes = [(rule.name, rule.shape) for rule in layout.rules]
     kinds = tensor_types(MIX_OF, shapes, layout.hyperparameters, importance=entry.imatrix)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from edgeft.artifact import Artifact
 from edgeft.console import Log
@@ -17,7 +18,8 @@ N_TEXTS = 500
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
-    """Write one GGUF file for every entry of `export.gguf` and files.json; metrics are their sizes in bytes.
+    """Write a GGUF file for every entry of `export.gguf`, a folder for every one of `export.onnx`, and files.json;
+    metrics are their sizes in bytes.
 
     With an entry of ftype `auto` there is mix.json too, the types chosen. The file that `recover` trained for is made
     of what that stage left, every other one of the model before it.
@@ -36,8 +38,19 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         settings=calibrated_settings(recipe, model.path, inputs["data"], out, log, recovered=recovered),
         texts=islice(_messages(inputs["data"].file("train.jsonl")), N_TEXTS),
     )
+    if recipe.export.onnx:
+        files += _onnx_folders(recipe, model, inputs["data"], out, log)
     (out / "files.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
     return {f"{entry['ftype']}_bytes": float(entry["bytes"]) for entry in files}
+
+
+def _onnx_folders(recipe: Recipe, model: Artifact, data: Artifact, out: Path, log: Log) -> list[dict[str, Any]]:
+    from edgeft.export.onnx.export import export_onnx  # a recipe without ONNX models needs no onnx package
+    from edgeft.stages._onnx import onnx_settings
+
+    settings = onnx_settings(recipe, model.path, data, log)
+    provenance = _provenance(model.file("provenance.json"))
+    return export_onnx(model.path, out, entries=settings, provenance=provenance, log=log)
 
 
 def _provenance(path: Path) -> dict[str, str]:

@@ -42,9 +42,9 @@ def export_onnx(
 
     A folder holds the graph, its weights, tokenizer and configuration. The weights are read once for each, a few
     rows at a time, the LoRA adapter in `adapter` folded in. The same arguments give the same bytes, whatever the
-    threads. A record has `file` (the graph, relative to `out`), `format`, `dtype`, `bytes` (graph and weights) and
-    `min_ort`. Raises ModelError for an unsupported architecture, setting or adapter and for missing or damaged
-    weights, UsageError for an onnxruntime too old, ArtifactError when the disk refuses.
+    threads. A record has `file` (the graph, relative to `out`), `format`, `ftype` (the entry's name), `dtype`,
+    `bytes` (graph and weights) and `min_ort`. Raises ModelError for an unsupported architecture, setting or adapter
+    and for missing or damaged weights, UsageError for an onnxruntime too old, ArtifactError when the disk refuses.
     """
     if not isinstance(entries, Mapping):
         entries = {entry.name: entry for entry in entries}
@@ -74,6 +74,7 @@ def export_onnx(
             {
                 "file": f"{name}/{files.graph}",
                 "format": "onnx",
+                "ftype": name,
                 "dtype": settings.dtype,
                 "bytes": n_bytes,
                 "min_ort": version,
