@@ -6,6 +6,7 @@ with their intervals; what was not measured is said, not left out.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgeft.bundle.contents import (
@@ -23,19 +24,40 @@ from edgeft.report.numbers import count, size
 LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
 
 
-def model_card(run: Run, extras: Extras) -> str:
+@dataclass(frozen=True)
+class Form:
+    """How a folder other than a bundle is used: Markdown, in which NAME stands for the run's name.
+
+    Where it does not hold the exported file: the `library` that loads it and what it is, in words.
+    """
+
+    use: str
+    library: str | None = None
+    words: str | None = None
+
+
+BUNDLE = Form("""```python
+from edgeft.runtime import load
+
+with load("NAME.edgeft") as model:
+    print(model.chat([{"role": "user", "content": "..."}]))
+```""")
+
+
+def model_card(run: Run, extras: Extras, form: Form = BUNDLE) -> str:
     """The card as Markdown, the run's own report behind it. A run without one gives a card that says so."""
     entry = shipped_entry(run, extras.file)
     bench = measurements(run, entry) or {}
     sections = [
-        _head(run, extras, entry),
+        _head(run, extras, form.library or LIBRARIES.get(entry["format"], entry["format"])),
         f"# {run.name}",
-        _what(run, entry),
+        _what(run, entry, form),
         "## Use",
-        _use(run, entry),
+        form.use.replace("NAME", run.name),
+        _measured_with(run),
         "## Accuracy and its limits",
         _bullets(scores(bench)),
-        _bullets(limits(run, entry, bench)),
+        _bullets(limits(run, entry, bench, form)),
         "## Licence",
         _licence(run, extras),
         "## Energy",
@@ -54,13 +76,15 @@ def scores(bench: Mapping[str, Any]) -> Iterator[str]:
         yield f"{score['metric']} {score['value']:.3f} [{low:.3f}, {high:.3f}] on {count(score['n'])} test examples"
 
 
-def limits(run: Run, entry: Mapping[str, Any], bench: Mapping[str, Any]) -> Iterator[str]:
+def limits(run: Run, entry: Mapping[str, Any], bench: Mapping[str, Any], form: Form) -> Iterator[str]:
     """What the numbers do not say, one sentence each."""
     if not bench:
         yield "Its accuracy and speed were not measured."
     else:
-        if bench["file"] not in (entry["file"], entry_folder(entry)):
-            yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file in this bundle."
+        if form.words:
+            yield f"All numbers are of {bench['file']}, which was made of it."
+        elif bench["file"] not in (entry["file"], entry_folder(entry)):
+            yield f"All numbers are of {bench['file']}, not of {entry['file']}, which is the file here."
         yield (
             "The examples are from where its training data came from; other uses, languages and ways of asking were "
             "not measured."
@@ -85,13 +109,13 @@ def energy(bench: Mapping[str, Any]) -> str:
     return f"Not counted: {counted.get('absent') or 'it was not measured'}."
 
 
-def _head(run: Run, extras: Extras, entry: Mapping[str, Any]) -> str:
+def _head(run: Run, extras: Extras, library: str) -> str:
     """YAML in which every value is a JSON string, which YAML reads as it is."""
     base = str((run.json(run.model.stage, "provenance.json") or {}).get("base", "unknown"))
     rows = {
         "license": (extras.license or base_licence(run) or "other").lower(),
         "base_model": base.rstrip("/").rsplit("/", 1)[-1] if base.startswith(("/", ".", "$")) else base,
-        "library_name": LIBRARIES.get(entry["format"], entry["format"]),
+        "library_name": library,
         "pipeline_tag": _task(run),
     }
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in rows.items()), "tags: [edgeft]", "---"])
@@ -103,31 +127,19 @@ def _task(run: Run) -> str:
     return "text-classification" if classifier else "text-generation"
 
 
-def _what(run: Run, entry: Mapping[str, Any]) -> str:
+def _what(run: Run, entry: Mapping[str, Any], form: Form) -> str:
     config = run.json(run.model.stage, "config.json") or {}
-    return (
-        f"A {config.get('model_type', 'transformer')} model fine-tuned with edgeft for one task, as {entry['file']} "
-        f"({kind_of(entry)}, {size(entry['bytes'])})."
-    )
+    what = form.words or f"{entry['file']} ({kind_of(entry)}, {size(entry['bytes'])})"
+    return f"A {config.get('model_type', 'transformer')} model fine-tuned with edgeft for one task: {what}."
 
 
-def _use(run: Run, entry: Mapping[str, Any]) -> str:
+def _measured_with(run: Run) -> str:
     defaults = generation_defaults(run)
     system = defaults.pop("system", None)
-    said = ", ".join(f"{key} {value}" for key, value in sorted(defaults.items()))
-    lines = [
-        "```python",
-        "from edgeft.runtime import load",
-        "",
-        f'with load("{run.name}.edgeft") as model:',
-        '    print(model.chat([{"role": "user", "content": "..."}]))',
-        "```",
-        "",
-        f"Measured with: {said}.",
-    ]
-    if system:
-        lines += ["", "Every training example began with this system message:", "", *_quoted(system)]
-    return "\n".join(lines)
+    said = f"Measured with: {', '.join(f'{key} {value}' for key, value in sorted(defaults.items()))}."
+    if not system:
+        return said
+    return "\n".join([said, "", "Every training example began with this system message:", "", *_quoted(system)])
 
 
 def _quoted(text: str) -> list[str]:

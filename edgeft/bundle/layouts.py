@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeft.artifact import sha256_file
-from edgeft.bundle.card import model_card
+from edgeft.bundle.card import Form, model_card
 from edgeft.bundle.contents import (
     NANO_FOLDER,
     Extras,
@@ -34,14 +34,14 @@ def write_layout(run: Run, layout: str, out: Path, extras: Extras, *, failed: bo
     Raises GateFailed for a run that missed its budgets unless `failed` allows it, UsageError when the run has nothing
     for that layout, BundleError when `out` exists, ArtifactError when the disk refuses.
     """
-    fill = LAYOUTS[layout]
+    fill, form = LAYOUTS[layout]
     if not failed:
         run.check_passed()
 
     def write(folder: Path) -> None:
         fill(run, folder, extras)
         if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(model_card(run, extras), encoding="utf-8")
+            (folder / "README.md").write_text(model_card(run, extras, form), encoding="utf-8")
         for text in extras.license_files:
             copy_file(text, folder / text.name)
 
@@ -117,13 +117,34 @@ def _entry_in(run: Run, mark: str) -> str | None:
     return found[-1] if found else None
 
 
-LAYOUTS: dict[str, Callable[[Run, Path, Extras], None]] = {
-    "ollama": _ollama,
-    "huggingface": _huggingface,
-    "peft": _peft,
-    "genai": _onnx("genai"),
-    "transformers.js": _onnx("transformers.js"),
+LAYOUTS: dict[str, tuple[Callable[[Run, Path, Extras], None], Form]] = {
+    "ollama": (_ollama, Form("```bash\nollama create NAME -f Modelfile\nollama run NAME\n```")),
+    "huggingface": (
+        _huggingface,
+        Form(
+            '```python\nfrom transformers import pipeline\n\npipeline(model="FOLDER")\n```',
+            "transformers",
+            "the whole model, not quantized",
+        ),
+    ),
+    "peft": (
+        _peft,
+        Form(
+            '```python\nfrom peft import PeftModel\n\nPeftModel.from_pretrained(base_model, "FOLDER")\n```',
+            "peft",
+            "the adapter alone, for the base model named above",
+        ),
+    ),
+    "genai": (_onnx("genai"), Form('```python\nimport onnxruntime_genai\n\nonnxruntime_genai.Model("FOLDER")\n```')),
+    "transformers.js": (
+        _onnx("transformers.js"),
+        Form(
+            '```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
+            'await pipeline("text-generation", "FOLDER");\n```'
+        ),
+    ),
 }
+"""Layout → what fills the folder, and how its card says it is used."""
 
 
 def _text(path: Path) -> str:

@@ -82,7 +82,7 @@ def test_the_ollama_folder(tmp_path: Path) -> None:
     assert {name: PARAMETERS[name](value) for name, value in parameters} == {
         "temperature": 0.0, "num_ctx": 256, "num_predict": 8, "stop": '"<end>"',
     }  # fmt: skip
-    assert (tmp_path / "out" / "README.md").is_file()
+    assert "ollama create home -f Modelfile" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_unknown_template_is_left_to_ollama() -> None:
@@ -136,6 +136,9 @@ def test_the_hugging_face_folder(tmp_path: Path) -> None:
     write_layout(run, "huggingface", tmp_path / "out", Extras())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {*run.model.files, "README.md"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'library_name: "transformers"' in card
+    assert "All numbers are of home-Q8_0.gguf, which was made of it." in card
 
 
 def test_the_adapter_folder(tmp_path: Path) -> None:

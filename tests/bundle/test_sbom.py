@@ -60,3 +60,12 @@ def test_what_it_was_made_of_is_listed(documents: list[Any], tmp_path: Path) -> 
     assert {"model/home-Q8_0.gguf", "README.md", "recipe.json"} < files
     assert documents[1]["metadata"]["component"]["licenses"] == [{"expression": "MIT OR Apache-2.0"}]
     assert documents[0]["serialNumber"] != documents[1]["serialNumber"]
+
+
+def test_the_reference_library_reads_it(documents: list[Any]) -> None:
+    from cyclonedx.model.bom import Bom
+
+    bom = Bom.from_json(documents[1])  # type: ignore[attr-defined]
+    assert bom.metadata.component.name == "home"
+    assert {"torch", "tokenizers"} <= {part.name for part in bom.components}
+    assert bom.validate()
