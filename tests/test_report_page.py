@@ -14,7 +14,7 @@ import pytest
 from edgeft.cli import main
 from edgeft.report.build import build_report
 from edgeft.report.html import to_html
-from tests.report_parts import parts
+from tests.report_parts import measured, parts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = (400, 1200)
@@ -37,6 +37,14 @@ function contrast(element, property) {
 function worst(elements, property) {
   return elements.map(e => [contrast(e, property(e)), e.outerHTML.slice(0, 120)]).sort((a, b) => a[0] - b[0])[0];
 }
+function crossed(texts) {
+  const over = (a, b, low, high) => Math.min(a[high], b[high]) - Math.max(a[low], b[low]);
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  return boxes.flatMap((a, i) => texts.slice(i + 1).filter((_, j) => {
+    const b = boxes[i + 1 + j];
+    return over(a, b, "left", "right") > 1 && over(a, b, "top", "bottom") > 3;
+  }).map(t => texts[i].textContent + " / " + t.textContent));
+}
 window.onload = () => {
   const found = [...document.querySelectorAll("iframe")].map(frame => {
     const page = frame.contentDocument, root = page.documentElement;
@@ -53,6 +61,7 @@ window.onload = () => {
       marks: worst([...page.querySelectorAll(".dot, .bar")], () => "fill"),
       lines: worst([...page.querySelectorAll("polyline.line, .whisker")], () => "stroke"),
       charts: page.querySelectorAll("svg.chart").length,
+      crossed: [...page.querySelectorAll("svg.chart")].flatMap(s => crossed([...s.querySelectorAll("text")])),
       tables: page.querySelectorAll("table").length,
       smallest: Math.min(...[...page.querySelectorAll("svg.chart")].map(s => s.getBoundingClientRect().width)),
     };
@@ -101,6 +110,18 @@ def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool) -> None
         assert frame["lines"][0] >= 3, frame["lines"]
         assert frame["charts"] == page.count('class="chart"') >= 12
         assert frame["smallest"] > 300
+
+
+def test_names_of_many_files_keep_clear_of_each_other(browser: str, tmp_path: Path) -> None:
+    given = parts()
+    names = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K", "onnx-int4", "a-long-name-of-a-file")
+    given["others"] = [
+        measured(f"{name}.gguf", 20 - i % 5, 13_000_000 - i * 1_000_000, 4.0 - i / 4) for i, name in enumerate(names)
+    ]
+    given["files"] = [{"file": f"{name}.gguf", "ftype": name, "bytes": 1} for name in names]
+    (narrow, wide), _ = look(browser, tmp_path, to_html(build_report(given)), dark=False)
+    assert narrow["crossed"] == wide["crossed"] == []
+    assert narrow["content"] == narrow["visible"]
 
 
 def test_the_probe_sees_what_it_looks_for(browser: str, tmp_path: Path) -> None:

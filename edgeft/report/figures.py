@@ -46,10 +46,18 @@ def _candidates(found: Mapping[str, Any] | None) -> Iterator[str]:
         x = around(label, [row[name] for row in known], write, log=log, floor=None if log else 0.0)
         front = sorted((row[name], row["value"]) for row in known if row["front"])
         marks = [svg.line(x, y, front, "faint")] if len(front) > 1 else []
-        for row in known:
-            kind = "one" if row["ships"] else "two" if row["front"] else "three"
-            text = row["label"] + (" (ships)" if row["ships"] else "")
-            marks.append(svg.dot(x, y, (row[name], row["value"]), text, kind, row["ci95"]))
+        known.sort(key=lambda row: not row["ships"])  # its name gets the best place
+        dots = [
+            svg.Dot(
+                row[name],
+                row["value"],
+                "one" if row["ships"] else "two" if row["front"] else "three",
+                row["label"] + (" (ships)" if row["ships"] else ""),
+                row["ci95"],
+            )
+            for row in known
+        ]
+        marks += svg.dots(x, y, dots)
         yield svg.chart(f"{found['metric']} by {label.split(' (')[0]}, with 95 % intervals", x, y, marks)
 
 
@@ -88,7 +96,7 @@ def _calibration(bins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     x, y = Axis("confidence", 0.0, 1.0, _plain), Axis("share right", 0.0, 1.0, _plain)
     points = [(each["confidence"], each["accuracy"]) for each in bins]
     marks = [svg.line(x, y, [(0, 0), (1, 1)], "faint"), svg.line(x, y, points, "one")]
-    marks += [svg.dot(x, y, point, "", "one", None) for point in points]
+    marks += svg.dots(x, y, [svg.Dot(*point, "one") for point in points])
     yield svg.chart("Share of right answers by confidence; on the diagonal confidence is honest", x, y, marks)
 
 
@@ -134,7 +142,7 @@ def _training(training: Mapping[str, Any] | None) -> Iterator[str]:
     x = Axis("step", 0.0, max(step for step, _ in points), count)
     y = around("loss (logarithmic)" if log else "loss", values, _plain, log=log)
     marks = [svg.line(x, y, loss, "one")]
-    marks += [svg.line(x, y, evaluated, "two"), *(svg.dot(x, y, (a, b), "", "two", None) for a, b in evaluated)]
+    marks += [svg.line(x, y, evaluated, "two"), *svg.dots(x, y, [svg.Dot(a, b, "two") for a, b in evaluated])]
     legend = [("one", "training"), *([("two", "validation")] if evaluated else [])]
     yield svg.chart("Loss by step", x, y, marks, legend=legend)
 

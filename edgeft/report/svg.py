@@ -1,6 +1,7 @@
 """Charts as inline SVG. Colours are classes that the page's style defines for light and dark."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from edgeft.report.axes import Axis
@@ -8,6 +9,20 @@ from edgeft.report.axes import Axis
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 44
 ROW = 24  # height of a row of a chart of rows
+LETTER, LINE = 6.6, 15  # width of a letter and height of a line of the chart's text, about
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point of a chart; `interval` is along y."""
+
+    x: float
+    y: float
+    kind: str
+    name: str = ""
+    interval: Sequence[float] | None = None
 
 
 def chart(title: str, x: Axis, y: Axis, marks: Iterable[str], *, legend: Sequence[tuple[str, str]] = ()) -> str:
@@ -62,18 +77,43 @@ def rule(x: Axis, value: float, text: str, *, row: int = 0) -> str:
     )
 
 
-def dot(x: Axis, y: Axis, point: tuple[float, float], text: str, kind: str, interval: Sequence[float] | None) -> str:
-    """A point with its name, and its interval along y."""
-    across, down = _across(x, point[0]), _down(y, point[1])
-    whisker = ""
-    if interval:
-        low, high = (_down(y, min(max(end, y.low), y.high)) for end in interval)
-        whisker = f'<line class="whisker {kind}" x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
-    anchor, shift = ("end", -9) if across > WIDTH * 0.66 else ("start", 9)
-    return (
-        f'{whisker}<circle class="dot {kind}" cx="{across:.1f}" cy="{down:.1f}" r="5"/>'
-        f'<text class="name" x="{across + shift:.1f}" y="{down + 16:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+def dots(x: Axis, y: Axis, points: Sequence[Dot]) -> list[str]:
+    """Points with their names and their intervals along y; names keep clear of points and of each other."""
+    parts = []
+    centres = [(_across(x, point.x), _down(y, point.y)) for point in points]
+    for point, (across, down) in zip(points, centres, strict=True):
+        if point.interval:
+            low, high = (_down(y, min(max(end, y.low), y.high)) for end in point.interval)
+            ends = f'x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
+            parts.append(f'<line class="whisker {point.kind}" {ends}/>')
+        parts.append(f'<circle class="dot {point.kind}" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
+    taken = [(across - 6, down - 6, across + 6, down + 6) for across, down in centres]
+    for point, centre in zip(points, centres, strict=True):
+        if point.name:
+            box = _free_place(centre, LETTER * len(point.name), taken)
+            taken.append(box)
+            parts.append(f'<text class="name" x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{escape(point.name)}</text>')
+    return parts
+
+
+def _free_place(centre: tuple[float, float], width: float, taken: Sequence[Box]) -> Box:
+    """Where words of this width overlap least with what is drawn: beside a point, under or over it, and near it."""
+    across, down = centre
+    sides = (across + 8, across - 8 - width, across - width / 2)
+    lefts = [left for left in sides if LEFT < left < WIDTH - RIGHT - width] or [LEFT]
+    shifts = sorted((way * step - LINE / 2 for step in range(0, 5 * LINE, LINE // 2) for way in (1, -1)), key=abs)
+    places = [
+        (left, down + shift, left + width, down + shift + LINE)
+        for shift in shifts
+        for left in lefts
+        if TOP - 4 <= down + shift <= HEIGHT - BOTTOM - LINE
+    ]
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+
+
+def _overlap(a: Box, b: Box) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return wide * high if wide > 0 and high > 0 else 0.0
 
 
 def _figure(title: str, height: float, parts: Iterable[str], legend: Sequence[tuple[str, str]]) -> str:
