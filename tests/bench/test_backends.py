@@ -15,6 +15,7 @@ from edgeft.bench.latency import LatencyPlan
 from edgeft.console import silent_log
 from edgeft.errors import ModelError, UsageError
 from edgeft.export.gguf.write import write_gguf
+from tests.onnx_graphs import write_decoder
 from tests.tiny import make_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "set a timer"}]
@@ -23,10 +24,11 @@ N_GEN = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model folder with its GGUF file beside it."""
+    """A tiny model folder with its GGUF file and its ONNX folder beside it."""
     folder = tmp_path_factory.mktemp("backends")
     make_tiny_llama(folder / "model")
     write_gguf(folder / "model", folder / "tiny.gguf", ftype="F32", name="tiny", provenance={}, log=silent_log())
+    write_decoder(folder / "model", folder / "onnx", data_file="model.onnx.data")
     return folder
 
 
@@ -87,7 +89,7 @@ def test_a_setup_comes_back_from_json() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "file"), [("llama", "tiny.gguf"), ("torch", "model")])
+@pytest.mark.parametrize(("name", "file"), [("llama", "tiny.gguf"), ("onnx", "onnx"), ("torch", "model")])
 def test_every_backend_answers_as_transformers_generates(folder: Path, name: str, file: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     reference = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -130,6 +132,17 @@ def test_bench_of_the_eager_baseline(folder: Path) -> None:
     assert set(content["latency"]["host"]["backend"]) == {"torch", "transformers"}
     assert content["accuracy"]["n"] == 0
     assert content["complete"]
+
+
+def test_bench_of_an_onnx_folder(folder: Path) -> None:
+    """In a child process, as every file; its weights lie in two files."""
+    plan = LatencyPlan(synthetic=((8, 3),), repetitions=1, warmup=0, reloads=0, cold_loads=1)
+    settings = BenchSettings(n_ctx=32, n_threads=1, latency=plan)
+    result = bench_file(folder / "onnx", [], settings, with_roofline=False, log=silent_log())
+    assert [(run.n_prompt, len(run.itl_ms)) for run in result.measurement.runs] == [(8, 2)]
+    sizes = [(folder / "onnx" / name).stat().st_size for name in ("model.onnx", "model.onnx.data")]
+    assert result.measurement.size_bytes == sum(sizes)
+    assert result.to_json()["latency"]["host"]["backend"].keys() == {"onnxruntime"}
 
 
 @pytest.mark.parametrize(
