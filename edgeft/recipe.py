@@ -62,13 +62,14 @@ def recovery_problems(recover: Recover, train: Train, export: Export) -> list[st
     """What in the recovery section does not go with the rest."""
     if "classification" in (phase.objective for phase in train.phases()):
         return ["recover: a classifier has no next token to compare; take the section out"]
-    ftypes = [entry.ftype for entry in export.gguf]
+    files: dict[str, Any] = {entry.ftype: entry for entry in export.gguf} | {entry.name: entry for entry in export.onnx}
     target = recover.target or export.shipped
-    if target not in ftypes:
-        return [f"recover.target: {target} is not among the files of export.gguf ({', '.join(ftypes)})"]
-    if target in ("F32", "F16", "BF16"):
-        return [f"recover.target: {target} has no grid to train for; name a quantized file of export.gguf"]
-    if export.gguf[ftypes.index(target)].rounding == "feedback":
+    if target not in files:
+        return [f"recover.target: {target} is not among the files of export ({', '.join(files)})"]
+    entry = files[target]
+    if target in ("F32", "F16", "BF16", "fp32", "fp16", "mix"):
+        return [f"recover.target: {target} has no grid to train for; name a quantized file of export"]
+    if getattr(entry, "rounding", "nearest") == "feedback" or getattr(entry, "method", "rtn") in ("gptq", "feedback"):
         return [f"recover: the file {target} is rounded with error feedback, off the grid trained for; take that out"]
     return []
 

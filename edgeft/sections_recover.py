@@ -15,7 +15,8 @@ class Recover(Section):
     """Training the model so that rounding changes less of what it says; needs no labels."""
 
     target: str | None = None
-    """The file whose grid is trained for, by its ftype; null: the one that ships."""
+    """The file whose grid is trained for, by its ftype or, of an ONNX folder, its name; null: the one that ships. The
+    folder is rounded to the nearest (`rtn`), whatever its method."""
     method: Literal["full", "lora"] = "full"
     """`full`: every weight trains; `lora`: adapters on the layers' matrices, folded in at the end."""
     r: int = Field(16, ge=1)

@@ -1,10 +1,12 @@
 """The recover stage: the file that ships holds what training saw, and recipes that cannot have it are refused."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeft.artifact import Artifact, write_manifest
@@ -16,6 +18,7 @@ from edgeft.export.gguf.read import GgufFile, open_gguf
 from edgeft.plan import steps_of
 from edgeft.quant.ggml import GgmlType
 from edgeft.quant.grids.fake import round_rows
+from edgeft.quant.grids.onnx import MatMulNBits, quantize
 from edgeft.quant.imatrix import read_imatrix
 from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
@@ -40,14 +43,16 @@ def _chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def make_recipe(folder: Path, gguf: list[dict[str, Any]], **recovering: Any) -> Recipe:
+def make_recipe(
+    folder: Path, gguf: list[dict[str, Any]], onnx: Sequence[dict[str, Any]] = (), **recovering: Any
+) -> Recipe:
     content = {
         "name": "t",
         "model": {"base": "base"},
         "data": {**{name: f"{name}.jsonl" for name in ("train", "validation", "test")}, "max_length": 64},
         "train": {},
         "recover": {"learning_rate": 2e-4, "num_train_epochs": 2, "batch_tokens": 128, "num_threads": 1, **recovering},
-        "export": {"gguf": gguf, "calibration_tokens": 512},
+        "export": {"gguf": gguf, "onnx": list(onnx), "calibration_tokens": 512},
     }
     path = folder / f"recipe-{len(list(folder.glob('recipe-*')))}.yaml"
     path.write_text(json.dumps(content))
@@ -73,14 +78,7 @@ def test_the_file_holds_what_training_saw(folder: Path, tmp_path: Path, entry: d
     """Tensor by tensor, the weights of the trained folder rounded with what the folder says, as ggml reads the file."""
     recipe = make_recipe(folder, [{"ftype": "F16"}, entry])
     inputs = prepare(recipe, folder, tmp_path)
-    out = tmp_path / "recover"
-    out.mkdir()
-    metrics = recover.run(recipe, inputs, out, silent_log())
-    assert 0 < metrics["kl_after"] < metrics["kl_before"]
-    assert json.loads((out / "provenance.json").read_text())["recovered_for"] == entry["ftype"]
-    inputs["recover"] = write_manifest(out, "recover", "key", metrics)
-    (tmp_path / "export").mkdir()
-    export.run(recipe, inputs, tmp_path / "export", silent_log())
+    out = recover_and_export(recipe, inputs, tmp_path, entry["ftype"])
     check_untouched(open_gguf(tmp_path / "export/t-F16.gguf"), inputs["merge"].path)
     file = open_gguf(tmp_path / "export" / f"t-{entry['ftype']}.gguf")
     imatrix = read_imatrix(out / "imatrix.gguf") if entry.get("imatrix") else None
@@ -94,6 +92,33 @@ def test_the_file_holds_what_training_saw(folder: Path, tmp_path: Path, entry: d
         importance = imatrix.importance(rule.name) if imatrix else None
         expected = round_rows(rows, kinds[rule.name], importance)
         np.testing.assert_array_equal(file.read(rule.name).reshape(expected.shape), expected, err_msg=rule.name)
+
+
+def test_the_folder_holds_what_training_saw(folder: Path, tmp_path: Path) -> None:
+    """An ONNX folder is rounded to the nearest of what recovery left, though its method is another."""
+    entries = [{"dtype": "int4", "method": "k_quant"}, {"dtype": "int4", "method": "rtn"}]
+    recipe = make_recipe(folder, [{"ftype": "F16"}], entries, target="int4-32")
+    inputs = prepare(recipe, folder, tmp_path)
+    out = recover_and_export(recipe, inputs, tmp_path, "int4-32")
+    for name, weights in (("int4-32", out), ("int4-32-rtn", inputs["merge"].path)):
+        graph = onnx.load(tmp_path / "export" / name / "model.onnx").graph
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        expected = quantize(open_checkpoint(weights).read("model.layers.0.mlp.down_proj.weight"), MatMulNBits(4, 32))
+        np.testing.assert_array_equal(tensors["blk.0.ffn_down.weight.codes"], expected.codes)
+        np.testing.assert_array_equal(tensors["blk.0.ffn_down.weight.scales"], expected.scales)
+
+
+def recover_and_export(recipe: Recipe, inputs: dict[str, Artifact], tmp_path: Path, target: str) -> Path:
+    """The folder recovery leaves, and in tmp_path/export the files."""
+    for stage in ("recover", "export"):
+        (tmp_path / stage).mkdir()
+    out = tmp_path / "recover"
+    metrics = recover.run(recipe, inputs, out, silent_log())
+    assert 0 < metrics["kl_after"] < metrics["kl_before"]
+    assert json.loads((out / "provenance.json").read_text())["recovered_for"] == target
+    inputs = inputs | {"recover": write_manifest(out, "recover", "key", metrics)}
+    export.run(recipe, inputs, tmp_path / "export", silent_log())
+    return out
 
 
 def check_untouched(file: GgufFile, model: Path) -> None:
@@ -111,8 +136,10 @@ def test_recovery_stands_between_merge_and_export(folder: Path) -> None:
     assert not any("recover" in step.reads for stage, step in steps.items() if stage != "export")
 
 
+GPTQ = [{"dtype": "int4", "method": "gptq"}]
 WRONG: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
-    ([{"ftype": "Q4_0"}], {"target": "Q8_0"}, r"recover.target: Q8_0 is not among the files of export.gguf \(Q4_0\)"),
+    ([{"ftype": "Q4_0"}], {"target": "int4-32-gptq", "onnx": GPTQ}, r"int4-32-gptq is rounded with error feedback"),
+    ([{"ftype": "Q4_0"}], {"target": "Q8_0"}, r"recover.target: Q8_0 is not among the files of export \(Q4_0\)"),
     ([{"ftype": "Q4_0"}, {"ftype": "F16"}], {}, r"recover.target: F16 has no grid to train for; name a quantized file"),
     ([{"ftype": "Q4_0", "rounding": "feedback"}], {}, r"Q4_0 is rounded with error feedback.*take that out"),
 ]

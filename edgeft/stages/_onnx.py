@@ -1,5 +1,6 @@
 """What the entries of `export.onnx` mean: their grids, and what they learn from calibration tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,37 @@ MIX_OF = MatMulNBits(4, 32)
 """A mix takes no more bytes than this grid everywhere, unless the recipe says otherwise."""
 
 
-def onnx_settings(recipe: Recipe, model: Path, data: Artifact, log: Log) -> dict[str, OnnxSettings]:
-    """By name, for every entry of `export.onnx`.
+def onnx_settings(
+    recipe: Recipe, model: Path, data: Artifact, log: Log, *, recovered: str | None = None
+) -> dict[str, OnnxSettings]:
+    """By name, for every entry of `export.onnx`; the one called `recovered` is rounded as `recover` trained for it.
 
     Raises DataError without anything to calibrate on, ModelError for a model that cannot be loaded or overflows,
     UsageError for a mix whose limits cannot be met and for an onnxruntime too old.
     """
     measured = Measured(recipe, model, data, log)
-    return {entry.name: _settings(entry, measured, log) for entry in recipe.export.onnx}
+    return {
+        entry.name: to_the_nearest(entry) if entry.name == recovered else _settings(entry, measured, log)
+        for entry in recipe.export.onnx
+    }
+
+
+def to_the_nearest(entry: Onnx) -> OnnxSettings:
+    """The entry, which is no mix, with weights rounded to the nearest whatever its `method`."""
+    dtype: Any = entry.dtype
+    return OnnxSettings(dtype, **_fields(entry))
+
+
+def _fields(entry: Onnx) -> dict[str, Any]:
+    return entry.model_dump(exclude={"dtype", "method", "target_bytes"})
 
 
 def _settings(entry: Onnx, measured: Measured, log: Log) -> OnnxSettings:
-    fields: dict[str, Any] = entry.model_dump(exclude={"dtype", "method", "target_bytes"})
+    fields = _fields(entry)
+    if entry.dtype in ("fp16", "fp32"):
+        return to_the_nearest(entry)
     if entry.dtype != "auto":
-        plain = OnnxSettings(entry.dtype, **fields)
-        if entry.dtype in ("fp16", "fp32"):
-            return plain
-        return OnnxSettings(entry.dtype, **fields, rounder=_rounder(entry, measured, log))
+        return replace(to_the_nearest(entry), rounder=_rounder(entry, measured, log))
     layout, decoder = lay_out_decoder(read_folder(measured.folder))
     rules = onnx_rules(layout.rules)
     oldest = OnnxSettings("int4", **fields).oldest_ort(decoder)

@@ -11,7 +11,7 @@ from edgeft.console import Log
 from edgeft.export.gguf.export import export_gguf
 from edgeft.recipe import Recipe
 from edgeft.stages._calibrated import calibrated_settings
-from edgeft.stages._model import final_model
+from edgeft.stages._model import final_model, recovered_for
 
 N_TEXTS = 500
 """Messages of the training set that both tokenizers are compared on."""
@@ -39,18 +39,24 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         texts=islice(_messages(inputs["data"].file("train.jsonl")), N_TEXTS),
     )
     if recipe.export.onnx:
-        files += _onnx_folders(recipe, model, inputs["data"], out, log)
+        files += _onnx_folders(recipe, model, recovered, inputs["data"], out, log)
     (out / "files.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
     return {f"{entry['ftype']}_bytes": float(entry["bytes"]) for entry in files}
 
 
-def _onnx_folders(recipe: Recipe, model: Artifact, data: Artifact, out: Path, log: Log) -> list[dict[str, Any]]:
+def _onnx_folders(
+    recipe: Recipe, model: Artifact, recovered: Path | None, data: Artifact, out: Path, log: Log
+) -> list[dict[str, Any]]:
     from edgeft.export.onnx.export import export_onnx  # a recipe without ONNX models needs no onnx package
     from edgeft.stages._onnx import onnx_settings
 
-    settings = onnx_settings(recipe, model.path, data, log)
+    target = recovered_for(recovered) if recovered else None
     provenance = _provenance(model.file("provenance.json"))
-    return export_onnx(model.path, out, entries=settings, provenance=provenance, log=log)
+    folders: list[dict[str, Any]] = []
+    for name, settings in onnx_settings(recipe, model.path, data, log, recovered=target).items():
+        weights = recovered if recovered and name == target else model.path
+        folders += export_onnx(weights, out, entries={name: settings}, provenance=provenance, log=log)
+    return folders
 
 
 def _provenance(path: Path) -> dict[str, str]:

@@ -19,7 +19,6 @@ from edgeft.export.gguf.grids import SourceGrid, source_grids
 from edgeft.quant.recovery import recover
 from edgeft.quant.rounded import LowRank
 from edgeft.recipe import Recipe
-from edgeft.sections import Export, Gguf
 from edgeft.sections_recover import Recover
 from edgeft.stages._calibrated import settings_to_train_for
 from edgeft.stages._grids import roundings_of
@@ -43,11 +42,16 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     """
     if recipe.recover is None:
         raise RecipeError(f"{recipe.name}: the recipe has no recover section")
-    source, entry = final_model(inputs), _entry(recipe.export, recipe.recover.target)
-    settings = settings_to_train_for(recipe, entry, source.path, inputs["data"], out, log)
-    layout = lay_out(read_folder(source.path), open_checkpoint(source.path))
-    grids = source_grids(layout, settings.ftype or entry.ftype, imatrix=settings.imatrix, types=settings.types)
-    return recover_for(entry.ftype, grids, recipe.recover, source, inputs["data"], out, log, seed=recipe.seed)
+    source, target = final_model(inputs), recipe.recover.target or recipe.export.shipped
+    folder = next((entry for entry in recipe.export.onnx if entry.name == target), None)
+    if folder is None:
+        grids = _gguf_grids(recipe, target, source, inputs["data"], out, log)
+    else:
+        from edgeft.export.onnx.source_grids import onnx_source_grids  # a recipe without ONNX models needs no onnx
+        from edgeft.stages._onnx import to_the_nearest
+
+        grids = onnx_source_grids(source.path, to_the_nearest(folder))
+    return recover_for(target, grids, recipe.recover, source, inputs["data"], out, log, seed=recipe.seed)
 
 
 def recover_for(
@@ -96,9 +100,13 @@ def recover_for(
     }
 
 
-def _entry(export: Export, target: str | None) -> Gguf:
-    wanted = target or export.shipped
-    return next(entry for entry in export.gguf if entry.ftype == wanted)
+def _gguf_grids(
+    recipe: Recipe, ftype: str, source: Artifact, data: Artifact, out: Path, log: Log
+) -> Mapping[str, SourceGrid]:
+    entry = next(entry for entry in recipe.export.gguf if entry.ftype == ftype)
+    settings = settings_to_train_for(recipe, entry, source.path, data, out, log)
+    layout = lay_out(read_folder(source.path), open_checkpoint(source.path))
+    return source_grids(layout, settings.ftype or entry.ftype, imatrix=settings.imatrix, types=settings.types)
 
 
 def _tokens(path: Path, section: Recover) -> TokenSet:
