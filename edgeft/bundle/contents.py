@@ -21,11 +21,15 @@ NANO_FOLDER = Path(__file__).parent.parent / "assets" / "nano"
 
 @dataclass(frozen=True)
 class Item:
-    """A file of the bundle: its name there, its bytes or where they are, and its role if it has one."""
+    """A file of the bundle: its name there, its bytes or where they are, and its role.
+
+    `shared`: the role is that of the whole folder the file is in.
+    """
 
     name: str
     content: bytes | Path
-    role: str | None = None
+    role: str
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ def collect(run: Run, extras: Extras) -> list[Item]:
     model, measured = run.model, measurements(run, shipped_entry(run, extras.file))
     items = [*model_items(run, extras.file)]
     items += [
-        Item(f"tokenizer/{name}", model.path / name, "tokenizer") for name in TOKENIZER_FILES if name in model.files
+        Item(f"tokenizer/{name}", model.path / name, "tokenizer", shared=True)
+        for name in TOKENIZER_FILES
+        if name in model.files
     ]
     if TEMPLATE in model.files:
         items.append(Item(TEMPLATE, model.path / TEMPLATE, "chat_template"))
@@ -75,10 +81,12 @@ def collect(run: Run, extras: Extras) -> list[Item]:
 def shipped_entry(run: Run, wanted: str | None = None) -> dict[str, Any]:
     """The row of files.json that ships, or the one `wanted` names by file, folder or type.
 
-    Raises UsageError when there is none.
+    Unless the recipe says what ships it is the last GGUF file, or the last folder of a run that has none. Raises
+    UsageError when there is no such file.
     """
     entries: list[dict[str, Any]] = run.json("export", "files.json")
-    wanted = wanted or run.values.get("export.ship") or str(entries[-1]["file"])
+    last = [entry["file"] for entry in entries if entry["format"] == "gguf"] or [entry["file"] for entry in entries]
+    wanted = wanted or run.values.get("export.ship") or str(last[-1])
     for entry in entries:
         if wanted in (entry["file"], entry_folder(entry), kind_of(entry)):
             return entry
@@ -106,7 +114,7 @@ def model_items(run: Run, wanted: str | None) -> Iterator[Item]:
         return
     for file in export.files:
         if file.startswith(f"{folder}/"):
-            yield Item(f"model/{file.removeprefix(f'{folder}/')}", export.path / file, "model")
+            yield Item(f"model/{file.removeprefix(f'{folder}/')}", export.path / file, "model", shared=True)
 
 
 def generation_defaults(run: Run) -> dict[str, Any]:
@@ -187,9 +195,9 @@ def base_licence(run: Run) -> str | None:
 
 def _licences(run: Run, extras: Extras) -> Iterator[Item]:
     for path in extras.license_files:
-        yield Item(f"licences/{path.name}", path, "licences")
+        yield Item(f"licences/{path.name}", path, "licences", shared=True)
     if run.values.get("model.base") == NANO:
-        yield Item("licences/edgeft-nano.md", NANO_FOLDER / "README.md", "licences")
+        yield Item("licences/edgeft-nano.md", NANO_FOLDER / "README.md", "licences", shared=True)
 
 
 def _common_system(run: Run) -> str | None:

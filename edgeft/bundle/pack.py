@@ -19,8 +19,6 @@ from edgeft.runtime.bundle_names import name_problem
 from edgeft.runtime.bundle_zip import write_zip
 
 CARD, SBOM = "README.md", "sbom.cdx.json"
-FOLDERS = ("tokenizer", "licences")
-"""Roles whose files are always a folder."""
 
 
 def pack(
@@ -88,13 +86,8 @@ def _copy(items: Sequence[Item], target: Path) -> None:
 
 
 def _roles(items: Sequence[Item]) -> dict[str, str]:
-    """Role → file, or the folder of a role that may have several."""
-    roles: dict[str, str] = {}
-    for item in items:
-        if item.role is not None:
-            several = item.role in FOLDERS or item.role in roles
-            roles[item.role] = item.name.partition("/")[0] if several else item.name
-    return roles
+    """Role → file, or the folder that shares it."""
+    return {item.role: item.name.partition("/")[0] if item.shared else item.name for item in items}
 
 
 def _names(target: Path) -> list[str]:

@@ -150,6 +150,19 @@ def test_a_model_of_several_files_is_a_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in bundle.model.iterdir()) == ["genai_config.json", "model.onnx"]
 
 
+def test_the_last_gguf_file_ships_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    entries = [
+        {"file": "home-F16.gguf", "format": "gguf", "ftype": "F16", "bytes": 4, "fallbacks": {}},
+        {"file": "int4-32/model.onnx", "format": "onnx", "ftype": "int4-32", "bytes": 9, "min_ort": "1.22"},
+    ]
+    exported = {"home-F16.gguf": b"GGUF", "int4-32/model.onnx": b"graph"}
+    run = make_run(tmp_path / "home", entries=entries, exported=exported)
+    assert packed(run, tmp_path / "a.edgeft").model.name == "home-F16.gguf"
+    manifest = run / "export" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"recipe export.ship": null', '"recipe export.ship": "int4-32"'))
+    assert packed(run, tmp_path / "b.edgeft").model.name == "model"
+
+
 def test_a_base_that_is_not_ours_has_no_licence_by_guess(tmp_path: Path) -> None:
     bundle = packed(make_run(tmp_path / "home", base="/home/me/models/smol"), tmp_path / "a.edgeft")
     card = (bundle.path / "README.md").read_text()

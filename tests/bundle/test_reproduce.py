@@ -24,6 +24,7 @@ from tests.tiny import make_tiny_llama
 
 pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
+pytest.importorskip("onnx")
 pytestmark = pytest.mark.slow
 
 RECIPE = """\
@@ -32,7 +33,7 @@ seed: 1
 model: {base: base}
 data: {train: train.jsonl, validation: test.jsonl, test: test.jsonl, max_length: 128}
 train: {learning_rate: 1e-2, num_train_epochs: 1, batch_tokens: 128, num_threads: 1}
-export: {gguf: [{ftype: Q8_0}]}
+export: {gguf: [{ftype: Q8_0}], onnx: [{dtype: fp32}, {dtype: int4, layout: transformers.js}]}
 """
 
 
@@ -95,6 +96,23 @@ def test_the_packed_model_answers(project: Path, bundle: Bundle) -> None:
     with load(bundle.path, n_threads=1) as model, load(bundle.model, n_threads=1) as plain:
         turns = [{"role": "user", "content": "turn on"}]
         assert model.chat(turns, max_new_tokens=4).text == plain.chat(turns, max_new_tokens=4).text
+
+
+def test_a_packed_onnx_folder_answers_as_the_exported_one(project: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from edgeft.runtime import load
+
+    made = read_run(project / "runs" / "tiny")
+    pack(made, tmp_path / "fp32", Extras(file="fp32"), folder=True)
+    write_layout(made, "genai", tmp_path / "genai", Extras())
+    write_layout(made, "transformers.js", tmp_path / "js", Extras())
+    turns = [{"role": "user", "content": "turn on"}]
+    answers = []
+    for path in (made.stages["export"].path / "fp32", tmp_path / "fp32", tmp_path / "genai", tmp_path / "js"):
+        with load(path, n_threads=1) as model:
+            answers.append(model.chat(turns, max_new_tokens=4).text)
+    assert answers[0] == answers[1] == answers[2]
+    assert (tmp_path / "js" / "onnx" / "model_q4.onnx").is_file()
 
 
 def test_the_adapter_as_a_gguf_lora(project: Path, tmp_path: Path) -> None:
