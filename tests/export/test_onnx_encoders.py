@@ -154,7 +154,7 @@ def test_an_integer_product_is_its_definition(dtype: Any, tmp_path: Path) -> Non
         model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
     onnx.save(model, tmp_path / "out" / "model.onnx")
     values = run(tmp_path / "out", batch())
-    x = values[into]
+    x = values[into] * tensors.get(f"{name}.scaling", np.float32(1))
     if dtype == "int8":
         low, high = min(x.min(), 0.0), max(x.max(), 0.0)
         scale = np.float32(np.float32(high - low) / np.float32(255))

@@ -22,8 +22,8 @@ BATCH, SEQUENCE = "batch_size", "sequence_length"
 FAR = -10000.0
 """Added to the score of what is out of sight, as MultiHeadAttention does for padding."""
 
-Observer = Callable[[str, str], None]
-"""(name of a product, name of its input in the graph)."""
+Observer = Callable[[str, str, np.ndarray], None]
+"""(name of a product, name of its input in the graph, its weights (K, N))."""
 
 
 class EncoderGraph:
@@ -94,9 +94,10 @@ class EncoderGraph:
         bias = None
         if self.has(f"{modules[0]}.bias"):
             bias = np.concatenate([self.tensor(f"{module}.bias", shape[0]) for module in modules])
+        weight = np.ascontiguousarray(weight.T)
         if self._observer:
-            self._observer(name, x)
-        return self.products.multiply(self.graph, name, x, np.ascontiguousarray(weight.T), bias)
+            self._observer(name, x, weight)
+        return self.products.multiply(self.graph, name, x, weight, bias)
 
     def linear(self, x: str, module: str, shape: tuple[int, int]) -> Product:
         """`multiply` with one module, under its name."""

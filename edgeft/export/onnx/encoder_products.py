@@ -80,7 +80,19 @@ class Float:
 
 @dataclass(frozen=True)
 class _Int8:
+    """`scalings` (K,), by product name, divide the channels of inputs before they are rounded; see
+    `encoder_scalings`."""
+
+    scalings: Mapping[str, np.ndarray] = field(default_factory=dict)
     elem_type: int = TensorProto.FLOAT
+
+    def _scaled(self, graph: Graph, name: str, x: str, weight: np.ndarray) -> tuple[str, np.ndarray]:
+        """Input and weights of the same product with evened channels."""
+        if name not in self.scalings:
+            return x, weight
+        scaling = self.scalings[name]
+        inverse = graph.constant(f"{name}.scaling", (1 / scaling).astype(np.float32))
+        return graph.node("Mul", [x, inverse], f"{name}.scaled"), weight * scaling[:, None]
 
     def look_up(self, graph: Graph, name: str, ids: str, table: np.ndarray) -> str:
         """See `Products`."""
@@ -97,6 +109,7 @@ class DynamicInt8(_Int8):
 
     def multiply(self, graph: Graph, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> Product:
         """See `Products`; the bias is added."""
+        x, weight = self._scaled(graph, name, x, weight)
         codes, scales = quantize_columns(weight)
         inputs = [x, graph.constant(f"{name}.weight", codes), graph.constant(f"{name}.scale", scales), ""]
         inputs.append(_float_bias(graph, name, bias, TensorProto.FLOAT))
@@ -112,6 +125,7 @@ class StaticInt8(_Int8):
 
     def multiply(self, graph: Graph, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> Product:
         """See `Products`; the bias is left to the operator behind."""
+        x, weight = self._scaled(graph, name, x, weight)
         codes, scales = quantize_columns(weight)
         scale, zero_point = self.ranges[name].grid()
         grid = [

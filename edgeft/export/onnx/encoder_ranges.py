@@ -11,7 +11,7 @@ does not depend on the order of the texts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -106,15 +106,17 @@ def _count(runs: "Runs", reach: Mapping[str, Range]) -> dict[str, Histogram]:
 class Runs:
     """The inputs of products, text by text; every iteration runs `session` anew.
 
-    `inputs` names the output of `session` that each product's input is given out as. One text at a time: padding
-    would be counted like words.
+    `inputs` names the output of `session` that each product's input is given out as; its channels are divided by
+    `scalings` (K,), where there are some. One text at a time: padding would be counted like words.
     """
 
     session: Any
     inputs: Mapping[str, str]
     feeds: Sequence[Mapping[str, np.ndarray]]
+    scalings: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Values]:
         for feed in self.feeds:
             found: Iterable[np.ndarray] = self.session.run(list(self.inputs.values()), dict(feed))
-            yield dict(zip(self.inputs, found, strict=True))
+            values = dict(zip(self.inputs, found, strict=True))
+            yield values | {name: values[name] / scaling for name, scaling in self.scalings.items()}

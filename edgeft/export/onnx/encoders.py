@@ -32,9 +32,11 @@ from edgeft.export.onnx.encoder_graph import IDS, MASK, TYPES, EncoderGraph, Obs
 from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
 from edgeft.export.onnx.encoder_products import DynamicInt8, Float, Products, StaticInt8
 from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
+from edgeft.export.onnx.encoder_scalings import find_scalings
 
 EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
 MODEL, DATA = "model.onnx", "model.onnx.data"
+FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 LARGEST_FILE_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; the weights of a larger model lie in a file beside it."""
 SMALL_BYTES = 1024
@@ -54,7 +56,7 @@ class EncoderSettings:
 
     `fp32` and `fp16` are float graphs. `int8` rounds weights once and inputs in every run, to the range of the whole
     batch; `int8_static` to ranges found on calibration texts by `calibrate_method`, so that a text's result depends
-    on nothing but itself.
+    on nothing but itself. With texts the channels of inputs are evened out for both (`encoder_scalings`).
     """
 
     dtype: EncoderDtype = "int8"
@@ -78,10 +80,10 @@ def export_encoder(
 ) -> dict[str, Any]:
     """Write the folder `out`: model.onnx, config.json and the tokenizer; returns its record.
 
-    `task` None is what the model was trained for. `texts` calibrate `int8_static`. The record has `file`, `format`,
-    `dtype`, `task`, and `bytes` of the graph with its weights. Raises ModelError for an architecture, head or pooling
-    that is not there, weights that do not fit config.json, and values too large for fp16; DataError for
-    `int8_static` without texts.
+    `task` None is what the model was trained for. `texts` calibrate int8; `int8_static` cannot do without. The record
+    has `file`, `format`, `dtype`, `task`, and `bytes` of the graph with its weights. Raises ModelError for an
+    architecture, head or pooling that is not there, weights that do not fit config.json, and values too large for
+    fp16; DataError for `int8_static` without texts.
     """
     folder = read_folder(model_dir)
     source = _Source.open(folder, task)
@@ -173,22 +175,29 @@ def _renamed(checkpoint: Checkpoint, body: Body) -> dict[str, Any]:
 
 
 def _products(source: _Source, settings: EncoderSettings, texts: Sequence[str]) -> Products:
-    if settings.dtype == "int8":
-        return DynamicInt8()
-    if settings.dtype != "int8_static":
-        return Float(TensorProto.FLOAT if settings.dtype == "fp32" else TensorProto.FLOAT16)
-    if not texts:
+    if settings.dtype in FLOATS:
+        return Float(FLOATS[settings.dtype])
+    if settings.dtype == "int8_static" and not texts:
         raise DataError("int8_static needs texts to calibrate on; give training texts, or export int8")
+    if not texts:
+        return DynamicInt8()
     inputs: dict[str, str] = {}
-    graph = source.build(Float(), inputs.__setitem__)
-    model = graph.graph.model(MODEL, _producer(), {})
+    weights: dict[str, np.ndarray] = {}
+
+    def observe(name: str, value: str, weight: np.ndarray) -> None:
+        inputs[name], weights[name] = value, weight
+
+    model = source.build(Float(), observe).graph.model(MODEL, _producer(), {})
     for value in dict.fromkeys(inputs.values()):
         model.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = _feeds(source, texts, {each.name for each in session.get_inputs()})
-    return StaticInt8(ranges=find_ranges(Runs(session, inputs, feeds), settings.calibrate_method))
+    runs = Runs(session, inputs, _feeds(source, texts, {each.name for each in session.get_inputs()}))
+    scalings = find_scalings(runs, weights)
+    if settings.dtype == "int8":
+        return DynamicInt8(scalings)
+    return StaticInt8(scalings, ranges=find_ranges(replace(runs, scalings=scalings), settings.calibrate_method))
 
 
 def _feeds(source: _Source, texts: Sequence[str], names: set[str]) -> list[dict[str, np.ndarray]]:
