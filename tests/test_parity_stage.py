@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import onnx
 import pytest
 
 from edgeft.artifact import Artifact, write_manifest
@@ -13,7 +14,7 @@ from edgeft.console import silent_log
 from edgeft.errors import ParityFailed
 from edgeft.export.gguf import quantize_gguf
 from edgeft.recipe import Recipe
-from edgeft.stages import export, parity
+from edgeft.stages import bench, export, parity, report
 from edgeft.training.merging import merge_adapter
 from tests.lively import make_lively_llama
 from tests.parity_models import plant
@@ -158,3 +159,57 @@ def test_calibrated_files(run: Any, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "parity" / "parity.json").read_text())["rows"]
     assert [row["form"] for row in rows] == ["adapter", "merged", "F16", "Q4_0", "Q4_1", "auto"]
     assert all(row["kl_mean"] < 0.5 for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_onnx_folders_beside_gguf_files(run: Any, tmp_path: Path) -> None:
+    """Compared, measured and shown side by side; the ONNX folder ships."""
+    make_recipe, artifacts = run
+    loose = {family: {"top1": 0.0, "kl_mean": 10.0} for family in ("q8_0", "q4")}
+    sections = {
+        "export": {"gguf": [{"ftype": "F16"}], "onnx": [{"dtype": "int8"}, {"dtype": "int4"}], "ship": "int4-32"},
+        "parity": {"prompts": 4, "n_gen": 8, "tolerance": {**loose, "f16": {"top1": 0.9, "kl_mean": 5e-4}}},
+        "bench": {"n_threads": 1, "files": "all", "max_new_tokens": 8, "n_ctx": 128,
+                  "latency": {"prompts": 1, "n_gen": 4, "repetitions": 1, "warmup": 0}},
+    }  # fmt: skip
+    recipe = make_recipe(**sections)
+    inputs = {**artifacts, "export": exported(recipe, artifacts, tmp_path / "export")}
+    for stage in (parity, bench):
+        name = stage.__name__.rpartition(".")[2]
+        (tmp_path / name).mkdir()
+        metrics = stage.run(recipe, inputs, tmp_path / name, silent_log())
+        inputs[name] = write_manifest(tmp_path / name, name, "key", metrics)
+    rows = json.loads(inputs["parity"].file("parity.json").read_text())["rows"]
+    assert [row["form"] for row in rows] == ["adapter", "merged", "F16", "fp32 (not kept)", "int8-32", "int4-32"]
+    assert rows[3]["logit_difference_max"] < 1e-3
+    assert inputs["parity"].metrics["kl_mean"] == rows[5]["kl_mean"]
+    measured = json.loads(inputs["bench"].file("bench.json").read_text())
+    others = json.loads(inputs["bench"].file("others.json").read_text())
+    assert [each["file"] for each in (measured, *others)] == [
+        "int4-32/model.onnx",
+        "tiny-F16.gguf",
+        "int8-32/model.onnx",
+    ]
+    assert measured["latency"]["host"]["backend"].keys() == {"onnxruntime"}
+    (tmp_path / "report").mkdir()
+    report.run(recipe, inputs, tmp_path / "report", silent_log())
+    shown = json.loads((tmp_path / "report" / "report.json").read_text())["candidates"]["rows"]
+    assert [(row["label"], row["ships"]) for row in shown] == [("F16", False), ("int8-32", False), ("int4-32", True)]
+
+
+def test_a_bad_onnx_folder_fails_the_stage_and_is_bisected(run: Any, tmp_path: Path) -> None:
+    make_recipe, artifacts = run
+    recipe = make_recipe(export={"gguf": [{"ftype": "F16"}], "onnx": [{"dtype": "fp32"}]})
+    out = tmp_path / "export"
+    exported(recipe, artifacts, out)
+    path = out / "fp32" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    norm = next(node for node in model.graph.node if node.name == "blk.0.attn_norm")
+    next(each for each in norm.attribute if each.name == "epsilon").f = 0.5
+    onnx.save(model, path)
+    files = write_manifest(out, "export", "key", {})
+    (tmp_path / "parity").mkdir()
+    with pytest.raises(ParityFailed, match="first bad: fp32: kl_mean"):
+        parity.run(recipe, {**artifacts, "export": files}, tmp_path / "parity", silent_log())
+    finding = json.loads((tmp_path / "parity" / "parity.json").read_text())["finding"]
+    assert (finding["kind"], finding["name"]) == ("node", "layers.0.attention.qkv")
