@@ -6,7 +6,8 @@
 
 A student of SmolLM2-135M's shape learns, every weight, from a teacher of SmolLM2-360M's; both have random weights, and
 see the same examples in the same batches with the same learning rate. Lengths are log-normal: prompts with a median of
-160 tokens, answers of 64. Loss is taken over answers: KL(teacher ‖ student) over the vocabulary, at temperature 1. Two
+160 tokens, answers of 64. An optimizer step takes 8 examples, the batch size TRL's trainers come with: TRL has them
+in one padded batch, edgeft in packed rows of at most `--micro-batch-tokens`, whose gradients add up. Loss is taken over answers: KL(teacher ‖ student) over the vocabulary, at temperature 1. Two
 epochs: an epoch's seconds are those of the second, in which edgeft reads what it cached before the first; making the
 cache is counted apart. Peak memory is of the whole process, the cache made in it. Each run is a process of its own,
 and the contenders take turns.
@@ -210,11 +211,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=TEACHERS, default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps in one epoch")
-    parser.add_argument("--batch", type=int, default=4, help="examples in one optimizer step")
+    parser.add_argument("--batch", type=int, default=8, help="examples in one optimizer step")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--top-k", type=int, default=64, help="tokens cached at each position")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
     parser.add_argument("--out", type=Path)
