@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgeft.runtime.base import TextModel
 
 MAX_NEW_TOKENS = 128
-MIN_PREFIX = 32
-"""Tokens from which on a common beginning of prompts is worth being kept."""
+MIN_PREFIX = 64
+"""Tokens from which on a common beginning of prompts is worth being run by itself and kept."""
 
 Tools = Sequence[Mapping[str, Any]]
 

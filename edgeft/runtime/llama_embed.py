@@ -4,10 +4,10 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from edgeft.errors import ContextOverflow, RuntimeFault
+from edgeft.runtime.llama_library import llama_cpp
 from edgeft.runtime.llama_vocabulary import captured_log
 
 POOLED = (llama_cpp.LLAMA_POOLING_TYPE_MEAN, llama_cpp.LLAMA_POOLING_TYPE_CLS, llama_cpp.LLAMA_POOLING_TYPE_LAST)

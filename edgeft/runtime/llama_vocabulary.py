@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import llama_cpp
-
 from edgeft.errors import ModelError, RuntimeFault
+from edgeft.runtime.llama_library import llama_cpp
 from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
 

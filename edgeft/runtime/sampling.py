@@ -35,12 +35,12 @@ def sampler(**sampling: Unpack[Sampling]) -> Pick:
     """
     rules = _Rules(**sampling)
     _check(rules)
-    random = np.random.default_rng(rules.seed)
+    random = np.random.default_rng(rules.seed) if rules.temperature else None  # numpy loads it on first use
 
     def pick(logits: np.ndarray, ids: Sequence[int] = ()) -> int:
         if rules.repeat_penalty != 1 and rules.repeat_last_n:
             logits = _penalized(logits, ids[-rules.repeat_last_n :], rules.repeat_penalty)
-        if rules.temperature == 0:
+        if random is None:
             return int(np.argmax(logits))
         order, probabilities = _kept(logits.astype(np.float64), rules)
         return int(random.choice(order, p=probabilities))
