@@ -12,8 +12,8 @@ from typing import Any
 from edgeft.artifact import Artifact, read_artifact, sha256_file
 from edgeft.errors import ArtifactError, GateFailed, UsageError
 
-MODEL_STAGES = ("recover", "distill", "merge")
-"""Stages whose artifact is a Hugging Face folder, the latest of a run first."""
+MODEL_STAGES = ("distill", "merge")
+"""Stages whose artifact is a Hugging Face folder, the latest of a run first; what `recover` makes is for one file."""
 NANO = "edgeft/nano"
 RECIPE, FILE, STAGE = "recipe ", "file ", "stage "
 
