@@ -35,6 +35,16 @@ def choose_providers(wanted: Sequence[str]) -> list[str]:
     return chosen or [CPU]
 
 
+def check_running(wanted: Sequence[str], running: Sequence[str]) -> None:
+    """Raise RuntimeFault when a session runs on none of the providers `wanted`: onnxruntime passes over one that it
+    cannot start (no driver, a missing library), down to the processor, which nobody asked for."""
+    if wanted and not set(wanted) & set(running):
+        raise RuntimeFault(
+            f"onnxruntime could start none of the execution providers {', '.join(wanted)} and would run on "
+            f"{running[0]}; check the driver and libraries of the device, or ask for {CPU} as well"
+        )
+
+
 def choose_threads(n_threads: int | None, weight_bytes: int) -> int:
     """`n_threads`, or a thread for every 20 MB of weights, at least one and at most one for every usable CPU."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -48,7 +58,8 @@ def open_session(
 
     `arena` keeps freed memory for the next run; without it each run gives it back. `spinning` lets the threads
     wait for work by spinning, which is faster on free cores and slower on busy ones. Raises ModelError for a file
-    that must not be loaded, RuntimeFault when onnxruntime refuses it, and what `choose_providers` raises.
+    that must not be loaded, RuntimeFault when onnxruntime refuses it, and what `choose_providers` and `check_running`
+    raise.
     """
     chosen = choose_providers(providers)
     checked = check_onnx(path)
@@ -64,6 +75,8 @@ def open_session(
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise RuntimeFault(f"{path}: onnxruntime refused the file: {_one_line(error)}") from None
+    check_running(providers, session.get_providers())
+    session.disable_fallback()  # a run that fails is not tried again on another provider behind our back
     return session, checked
 
 

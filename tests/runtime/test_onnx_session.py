@@ -3,7 +3,7 @@
 import pytest
 
 from edgeft.errors import RuntimeFault, UsageError
-from edgeft.runtime.onnx_session import CPU, choose_providers, choose_threads
+from edgeft.runtime.onnx_session import CPU, check_running, choose_providers, choose_threads
 
 
 def test_providers() -> None:
@@ -14,6 +14,15 @@ def test_providers() -> None:
         choose_providers(["CUDAExecutionProvider"])
     with pytest.raises(UsageError, match=r"no execution provider is called 'cuda'; available here: .*CPUExecution"):
         choose_providers(["cuda", CPU])
+
+
+def test_a_provider_that_could_not_start() -> None:
+    """CPU is in the list of every session: it is only right where it was asked for."""
+    for wanted in ([], [CPU], ["CUDAExecutionProvider", CPU]):
+        check_running(wanted, [CPU])
+    check_running(["CUDAExecutionProvider"], ["CUDAExecutionProvider", CPU])
+    with pytest.raises(RuntimeFault, match=f"could start none of .*CUDAExecutionProvider and would run on {CPU}"):
+        check_running(["CUDAExecutionProvider"], [CPU])
 
 
 def test_threads() -> None:
