@@ -66,7 +66,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "errors"},
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
-    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs", "lm_eval"}),
+    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
+    "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
         {"artifact", "console", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan", "recipe",

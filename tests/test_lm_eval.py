@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from edgeft import runtime
-from edgeft.bench.lm_eval import RuntimeLM
+from edgeft.lm_eval import RuntimeLM
 from edgeft.console import silent_log
 from edgeft.export.gguf.write import write_gguf
 from tests.tiny import make_tiny_llama
