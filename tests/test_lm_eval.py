@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from edgeft import runtime
-from edgeft.lm_eval import RuntimeLM
 from edgeft.console import silent_log
 from edgeft.export.gguf.write import write_gguf
+from edgeft.lm_eval import RuntimeLM
 from tests.tiny import make_tiny_llama
 
 PAIRS = [
