@@ -7,10 +7,10 @@
 A student of SmolLM2-135M's shape learns, every weight, from a teacher of SmolLM2-360M's; both have random weights, and
 see the same examples in the same batches with the same learning rate. Lengths are log-normal: prompts with a median of
 160 tokens, answers of 64. An optimizer step takes 8 examples, the batch size TRL's trainers come with: TRL has them
-in one padded batch, edgeft in packed rows of at most `--micro-batch-tokens`, whose gradients add up. Loss is taken over answers: KL(teacher ‖ student) over the vocabulary, at temperature 1. Two
-epochs: an epoch's seconds are those of the second, in which edgeft reads what it cached before the first; making the
-cache is counted apart. Peak memory is of the whole process, the cache made in it. Each run is a process of its own,
-and the contenders take turns.
+in one padded batch, edgeft in packed rows of at most `--micro-batch-tokens`, whose gradients add up. Loss is taken
+over answers: KL(teacher ‖ student) over the vocabulary, at temperature 1. Two epochs: an epoch's seconds are those of
+the second, in which edgeft reads what it cached before the first; making the cache is counted apart. Peak memory is
+of the whole process, the cache made in it. Each run is a process of its own, and the contenders take turns.
 
 On random weights 64 tokens say little of the teacher: what the cache loses is measured on a trained one, by
 benchmarks/distill_gain.py. Here losses are compared where all tokens are known.
