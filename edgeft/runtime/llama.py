@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeft.errors import RuntimeFault
 from edgeft.runtime.base import TextModel
-from edgeft.runtime.llama_library import llama_cpp, version
+from edgeft.runtime.llama_library import build, llama_cpp
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
 from edgeft.runtime.optional import open_module
 
@@ -134,7 +134,7 @@ class LlamaModel(LlamaVocabulary, TextModel):
         """See `TextModel._identity`."""
         params = self._context_params()
         system = llama_cpp.llama_print_system_info().decode()
-        return f"llama.cpp {version()} {system} k{params.type_k} v{params.type_v} {params.flash_attn_type}"
+        return f"{build()} {system} k{params.type_k} v{params.type_v} {params.flash_attn_type}"
 
     def _free(self) -> None:
         """See `TextModel._free`."""

@@ -10,10 +10,11 @@ import importlib
 import importlib.util
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGE, DISTRIBUTION = "llama_cpp", "llama-cpp-python"
+PACKAGE = "llama_cpp"
 
 
 class _Package(ModuleType):
@@ -35,11 +36,12 @@ class _Package(ModuleType):
             return ModuleType.__getattribute__(self, name)
 
 
-def version() -> str:
-    """Of the installed package."""
-    from importlib import metadata  # rarely wanted, and slow to import
-
-    return metadata.version(DISTRIBUTION)
+def build() -> str:
+    """What stands for the libraries at hand, on this machine: their sizes and times. (Asking the installed package
+    for its version takes 20 ms.)"""
+    folder = Path(llama_cpp._lib._name).parent
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return " ".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in found)
 
 
 def _low_level() -> Any:

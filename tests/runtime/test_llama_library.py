@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeft.runtime.llama_library import build
+
 OURS = "from edgeft.runtime.llama_library import llama_cpp as ours\n"
 
 
@@ -15,7 +17,7 @@ OURS = "from edgeft.runtime.llama_library import llama_cpp as ours\n"
         "import llama_cpp; assert llama_cpp.Llama.__name__ == 'Llama'",
         "from llama_cpp import Llama; assert Llama.__name__ == 'Llama'",
         "from llama_cpp import *; assert Llama.__name__ == 'Llama'",
-        "import llama_cpp; assert llama_cpp.__version__ == version()",
+        "import importlib.metadata as m, llama_cpp; assert llama_cpp.__version__ == m.version('llama-cpp-python')",
         "import llama_cpp.llama_chat_format as f; assert f.Jinja2ChatFormatter",
         "import llama_cpp; assert llama_cpp.llama_decode is ours.llama_decode",
         "import llama_cpp; assert llama_cpp.llama_cpp is ours",
@@ -24,9 +26,16 @@ OURS = "from edgeft.runtime.llama_library import llama_cpp as ours\n"
 )
 @pytest.mark.parametrize("before", [OURS, f"import llama_cpp\n{OURS}"])
 def test_others_see_the_package_they_know(repo_root: Path, before: str, code: str) -> None:
-    program = f"{before}from edgeft.runtime.llama_library import version\n{code}"
-    done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", before + code], cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list loaded libraries")
+def test_the_build_is_of_the_libraries_in_use() -> None:
+    with open("/proc/self/maps") as maps:
+        loaded = {Path(line.split()[-1]).name for line in maps if "libllama" in line or "libggml" in line}
+    assert loaded
+    assert loaded <= set(build().split())
 
 
 def test_running_a_model_does_not_load_the_high_level_interface(repo_root: Path, model_file: Path) -> None:
