@@ -36,8 +36,8 @@ BITS_PER_WEIGHT = {
     "IQ1_M": 1.75, "IQ1_S": 1.56, "TQ2_0": 2.06, "TQ1_0": 1.69,
 }  # fmt: skip
 IMPORT_SECONDS = 6.0  # torch, transformers and peft, by the first stage that needs them
-TORCH_STAGES = ("data", "train", "merge", "distill", "parity", "baseline")
-OF_FINAL_MODEL = ("export", "parity", "bench")
+TORCH_STAGES = ("data", "train", "merge", "distill", "recover", "parity", "baseline")
+OF_FINAL_MODEL = ("recover", "export", "parity", "bench")
 TOKENIZED_PER_S = 1e5
 RUNTIME_BYTES = 50e6
 PRETRAIN_SHARE = 0.85  # of the speed of fine-tuning: Muon, and attention over whole documents
@@ -122,6 +122,19 @@ def _distill(job: _Job) -> Estimate:
     seconds = distilling_flops(job.recipe, job.shape, job.tokens) / job.train_rate
     working = 3 * 12 * final_shape(job.recipe, job.shape).n_params  # two checkpoints and the one being written
     return Estimate(disk + working, ram, _minutes(seconds), working)
+
+
+def _recover(job: _Job) -> Estimate:
+    """Masters, gradients and Adam's two moments in float32, beside the rounded weights and the unrounded model."""
+    section: Any = job.recipe.recover
+    n_params = job.shape.n_params
+    logits = 2 * 4 * section.micro_batch_tokens * job.shape.vocab_size
+    disk, ram, working = 4 * n_params, PROCESS_BYTES + 6 * 4 * n_params + logits, 3 * 12 * n_params
+    if job.tokens is None:
+        return Estimate(disk + working, ram, None, working)
+    flops = (6 + 2) * n_params * job.tokens.train * section.num_train_epochs
+    rate = train_flops_per_s(job.shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
+    return Estimate(disk + working, ram, _minutes(flops / rate), working)
 
 
 def _export(job: _Job) -> Estimate:
@@ -220,6 +233,7 @@ COSTS: dict[str, Callable[[_Job], Estimate]] = {
     "train": _train,
     "merge": _merge,
     "distill": _distill,
+    "recover": _recover,
     "export": _export,
     "parity": _parity,
     "baseline": _baseline,
