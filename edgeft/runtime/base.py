@@ -118,7 +118,7 @@ class TextModel(AsyncCalls, ABC):
         labels = self.defaults.labels if labels is None else labels
         prompt, prompt_ids, n_prefix = open_prompt(self, text, system=system)
         found = label_ids(self, prompt, prompt_ids, labels)
-        run = Run(prompt_ids, limit=0, ends=self.eos_ids, n_prefix=n_prefix)
+        run = Run(prompt_ids, limit=1, ends=self.eos_ids, n_prefix=n_prefix)
         with self._turns:
             scores = label_scores(self, run, found)
         return classification(
@@ -219,34 +219,37 @@ class TextModel(AsyncCalls, ABC):
             self._restore(run.state)
             run.state = None
         elif run.n_prefix:
-            self._begin(run)
+            self._take_prefix(run)
 
-    def _begin(self, run: Run) -> None:
-        """Run the prefix of `run`, or take its state from an earlier time."""
+    def _take_prefix(self, run: Run) -> None:
+        """Begin with the kept state of the run's prefix, if there is one."""
         prefix = run.ids[: run.n_prefix]
         state = self._prefixes.get(prefix)
-        if state is not None:
-            try:
-                self._restore(state)
-            except RuntimeFault:
-                self._prefixes.forget(prefix)
-                self._keep(0)
-                state = None
         if state is None:
-            for at in range(0, len(prefix), self._n_batch):
-                self._decode(prefix[at : at + self._n_batch], 0)
-            self._prefixes.put(prefix, self._state())
-        run.n_run = len(prefix)
+            return
+        try:
+            self._restore(state)
+        except RuntimeFault:
+            self._prefixes.forget(prefix)
+            self._keep(0)
+        else:
+            run.n_run = run.n_prefix
 
     def _prefill(self, run: Run) -> np.ndarray | None:
-        """Run what the context has not seen; logits (V,) behind the last token, None when cancelled meanwhile."""
+        """Run what the context has not seen; logits (V,) behind the last token, None when cancelled meanwhile.
+
+        A prefix is run by itself whether it is kept or not, so that the answer is the same, rounding included.
+        """
         while True:
-            left = len(run.ids) - run.n_run
-            piece = run.ids[run.n_run : run.n_run + self._n_batch]
-            logits = self._decode(piece, 1 if len(piece) == left else 0)
+            end = run.n_prefix if run.n_run < run.n_prefix else len(run.ids)
+            piece = run.ids[run.n_run : min(end, run.n_run + self._n_batch)]
+            is_last = run.n_run + len(piece) == len(run.ids)
+            logits = self._decode(piece, int(is_last))
             run.n_run += len(piece)
-            if len(piece) == left:
+            if is_last:
                 return logits[-1]
+            if run.n_run == run.n_prefix:
+                self._prefixes.put(run.ids[: run.n_prefix], self._state())
             if not run.goes_on():
                 return None
 
@@ -259,10 +262,12 @@ class TextModel(AsyncCalls, ABC):
         self._keep(0)
 
     def prompt_logits(self, run: Run) -> np.ndarray:
-        """Logits (V,) behind the prompt of a `run` that makes no tokens; in one's turn."""
+        """Logits (V,) behind the prompt of a `run` whose tokens nobody asks for; in one's turn."""
         self._resume(run)
-        run.reason = "length"
-        logits = self._prefill(run)
+        try:
+            logits = self._prefill(run)
+        finally:
+            run.reason = "length"  # nobody goes on with it
         assert logits is not None  # nobody cancels it
         return logits
 

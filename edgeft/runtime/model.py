@@ -227,7 +227,7 @@ class Model(Protocol):
         ...
 
     async def agenerate(self, prompt_ids: Sequence[int], **options: Any) -> list[int]:
-        """`generate` in a thread; cancelling the task ends it within a token. So do the calls below."""
+        """`generate` in a thread; cancelling the task ends it within a token. So it does `achat` and `astream`."""
         ...
 
     async def achat(self, messages: Sequence[Message], **options: Any) -> Answer:
@@ -239,11 +239,11 @@ class Model(Protocol):
         ...
 
     async def aclassify(self, text: str, labels: Sequence[str] | None = None, **options: Any) -> Classification:
-        """`classify` in a thread."""
+        """`classify` in a thread, which works to its end."""
         ...
 
     async def aembed(self, texts: Sequence[str], **options: Any) -> "np.ndarray":
-        """`embed` in a thread."""
+        """`embed` in a thread, which works to its end."""
         ...
 
     def close(self) -> None:

@@ -23,16 +23,20 @@ def log_probability(theirs: Any, prompt: list[int], label: list[int], ends: list
     return tokens + torch.logsumexp(rows[-1][ends], 0).item()
 
 
-@pytest.mark.parametrize("normalize", ["sum", "mean"])
-def test_probabilities_are_those_of_transformers(either: Model, theirs: Any, tokenizer: Any, normalize: Any) -> None:
-    chat = [{"role": "system", "content": "Name the topic."}, {"role": "user", "content": TEXT}]
+@pytest.mark.parametrize(("normalize", "n_times"), [("sum", 1), ("mean", 1), ("sum", 90)])
+def test_probabilities_are_those_of_transformers(
+    either: Model, theirs: Any, tokenizer: Any, normalize: Any, n_times: int
+) -> None:
+    """90 times the text is a prompt of more than one batch."""
+    text = TEXT * n_times
+    chat = [{"role": "system", "content": "Name the topic."}, {"role": "user", "content": text}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     labels = [tokenizer(label).input_ids for label in LABELS]
     scores = np.array([log_probability(theirs, prompt, label, sorted(either.eos_ids)) for label in labels])
     if normalize == "mean":
         scores /= [len(label) + 1 for label in labels]
     expected = np.exp(scores / 3) / np.exp(scores / 3).sum()
-    found = either.classify(TEXT, LABELS, system="Name the topic.", normalize=normalize, temperature=3.0)
+    found = either.classify(text, LABELS, system="Name the topic.", normalize=normalize, temperature=3.0)
     assert [found.probabilities[label] for label in LABELS] == pytest.approx(expected, rel=0.02)
     assert list(found.probabilities.values()) == sorted(found.probabilities.values(), reverse=True)
     assert found.label == LABELS[int(expected.argmax())]

@@ -86,6 +86,24 @@ def test_cancelling_stops_before_the_next_token(either: Model, n_before: int) ->
     assert (answer.finish_reason, answer.n_new, answer.text) == ("cancelled", 0, "")
 
 
+def test_a_long_prompt_is_cancelled_between_its_batches(either_path: Path) -> None:
+    cancel = threading.Event()
+    with load(either_path, n_threads=1) as model:
+        system = "play some music. " * 90
+        decode, lengths = model._decode, []  # type: ignore[attr-defined]
+
+        def cancelled_meanwhile(ids: list[int], n_logits: int) -> Any:
+            lengths.append(len(ids))
+            cancel.set()
+            return decode(ids, n_logits)
+
+        model._decode = cancelled_meanwhile  # type: ignore[attr-defined]
+        messages = [{"role": "system", "content": system}, *chat("a")]
+        assert len(model.tokenize(model.render(messages))) > 520
+        assert model.chat(messages, cancel=cancel, max_new_tokens=2).finish_reason == "cancelled"
+    assert lengths == [512]
+
+
 def test_an_answer_in_another_thread_is_cancelled(either: Model) -> None:
     cancel = threading.Event()
     pieces: list[str] = []
