@@ -36,7 +36,7 @@ def texts(seed: int, n: int) -> TokenSet:
 
 def run(folder: Path, out: Path, grid: Grid = GgmlType.Q4_0, **changes: Any) -> Recovery:
     torch.manual_seed(0)
-    options = {"learning_rate": 1e-3, "epochs": 4.0, "lora": None, "kd_ratio": 1.0, "optimizer": torch.optim.AdamW}
+    options = {"learning_rate": 1e-3, "epochs": 3.0, "lora": None, "kd_ratio": 1.0, "optimizer": torch.optim.AdamW}
     options |= changes
     tokens, rate = texts(0, 64), options["learning_rate"]
     config = LoopConfig(
@@ -81,7 +81,7 @@ def test_recovery_lowers_the_divergence_on_held_out_tokens(
     folder: Path, tmp_path: Path, grid: Grid, lora: LowRank | None
 ) -> None:
     found = run(folder, tmp_path, grid, lora=lora, learning_rate=1e-3 if lora is None else 5e-3)
-    assert found.kl_after < (0.75 if lora is None else 0.9) * found.kl_before
+    assert found.kl_after < (0.8 if lora is None else 0.95) * found.kl_before
     assert found.kl_before == pytest.approx(mean_kl(folder, load_model(folder), grid), rel=1e-3)
     assert found.kl_after == pytest.approx(mean_kl(folder, found.model, grid), rel=1e-3)
 

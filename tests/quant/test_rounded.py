@@ -143,7 +143,7 @@ def test_a_files_tensors_are_what_training_saw(
     check_file(wide, tmp_path, ftype, imatrix=imatrix, types=types, lora=lora)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind != "qwen3_moe"])
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind != "qwen3_moe" and "rope scaled" not in kind])
 def test_every_architectures_grids_are_those_of_its_file(kind: str, tmp_path: Path) -> None:
     """Reordered rows (Llama), transposed matrices (GPT-2), fused ones (Phi-3), and the types of short rows."""
     folder = make_model(tmp_path / "model", kind)
