@@ -8,7 +8,7 @@ import pytest
 from edgeft.console import silent_log
 from edgeft.errors import ModelError
 from edgeft.pipeline import inspect, run
-from edgeft.plan import STAGES
+from edgeft.plan import CLASSIFIER, STAGES
 from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, estimate, read_shape
 from edgeft.preflight.machine import CACHE_BYTES, decode_seconds
 from edgeft.preflight.training import CHECKPOINT_BYTES_PER_S, TrainingCost, trained_parameters, training_cost
@@ -111,7 +111,7 @@ def test_the_guess_is_replaced_by_the_count(folder: Path, tmp_path: Path) -> Non
 
 
 def test_every_stage_and_every_type_has_a_cost() -> None:
-    assert set(COSTS) == set(STAGES) - {"pretrain"}
+    assert set(COSTS) == {*STAGES, *(step.module for step in CLASSIFIER if step.module)} - {"pretrain"}
     assert set(BITS_PER_WEIGHT) == set(Ftype.__args__)
 
 

@@ -169,5 +169,5 @@ def _summary(stage: str, artifact: "Artifact") -> str:
 
 def _shipped(recipe: "Recipe", export: "Artifact | None") -> str | None:
     """Name of the file that ships."""
-    name = f"{recipe.name}-{recipe.export.shipped}.gguf"
-    return name if export is not None and name in export.files else None
+    names = (f"{recipe.name}-{recipe.shipped}.gguf", f"{recipe.shipped}/model.onnx")
+    return next((name for name in names if export is not None and name in export.files), None)

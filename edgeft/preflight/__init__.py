@@ -37,6 +37,8 @@ BITS_PER_WEIGHT = {
 }  # fmt: skip
 IMPORT_SECONDS = 6.0  # torch, transformers and peft, by the first stage that needs them
 TORCH_STAGES = ("data", "train", "merge", "distill", "recover", "parity", "baseline")
+ENCODER_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int8_static": 1}
+CALIBRATION_PASSES = {"int8": 1, "int8_static": 3}
 OF_FINAL_MODEL = ("recover", "export", "parity", "bench")
 TOKENIZED_PER_S = 1e5
 RUNTIME_BYTES = 50e6
@@ -72,12 +74,14 @@ def estimate(recipe: Recipe, states: list[State]) -> dict[str, Estimate]:
     Raises ModelError when the base model's files cannot be understood, RecipeError for a memory budget that is
     no size.
     """
-    todo = [state.planned.stage for state in states if state.artifact is None]
+    todo = {state.planned.stage: state.planned.step.module for state in states if state.artifact is None}
     if recipe.pretrain is not None:
         return {stage: _with_imports(_pretrain(recipe)) for stage in todo}
     job = _Job(recipe, read_shape(recipe.base_folder()), count_tokens(recipe, states))
     exported = replace(job, shape=final_shape(recipe, job.shape))
-    costs = {stage: COSTS[stage](exported if stage in OF_FINAL_MODEL else job) for stage in todo}
+    costs = {
+        stage: COSTS[module or stage](exported if stage in OF_FINAL_MODEL else job) for stage, module in todo.items()
+    }
     first = next((stage for stage in todo if stage in TORCH_STAGES), None)
     return costs if first is None else costs | {first: _with_imports(costs[first])}
 
@@ -187,6 +191,44 @@ def _bench(job: _Job) -> Estimate:
     return Estimate((7e4 + 200 * tested) * len(sizes), ram, _minutes(seconds))
 
 
+def _encoder_export(job: _Job) -> Estimate:
+    """Every file is held whole; int8 runs the calibration texts, each for scalings and again for ranges."""
+    n_params = job.shape.n_params
+    sizes = [ENCODER_BYTES[entry.dtype] * n_params for entry in job.recipe.export.encoder]
+    passes = sum(CALIBRATION_PASSES.get(entry.dtype, 0) for entry in job.recipe.export.encoder)
+    cost = _texts_read(job, 256 * passes)
+    return replace(cost, disk_bytes=sum(sizes), ram_bytes=PROCESS_BYTES + 3 * 4 * n_params)
+
+
+def _encoder_parity(job: _Job) -> Estimate:
+    return _texts_read(job, job.recipe.parity.prompts * (1 + len(job.recipe.export.encoder)))
+
+
+def _encoder_baseline(job: _Job) -> Estimate:
+    return _texts_read(job, job.recipe.bench.limit)
+
+
+def _encoder_bench(job: _Job) -> Estimate:
+    section, latency = job.recipe.bench, job.recipe.bench.latency
+    n_files = len(job.recipe.export.encoder) if section.files == "all" else 1
+    timed = (latency.prompts + 32) * (latency.repetitions + latency.warmup)
+    tested = _texts_read(job, section.limit)
+    speed = _texts_read(job, timed)
+    if tested.minutes is None or speed.minutes is None:
+        return tested
+    return replace(tested, minutes=n_files * (tested.minutes + speed.minutes))
+
+
+def _texts_read(job: _Job, n_texts: int | None) -> Estimate:
+    """`n_texts` (None: the test set) through an encoder once."""
+    ram = PROCESS_BYTES + 2 * 4 * job.shape.n_params
+    if job.tokens is None:
+        return Estimate(1e5, ram, None)
+    texts = job.tokens.test_examples if n_texts is None else n_texts
+    read = texts * job.tokens.per_test_example
+    return Estimate(1e5 + 400 * texts, ram, _minutes(read * 2 * job.shape.n_params / PROMPT_FLOPS_PER_S))
+
+
 def _file_bytes(job: _Job, ftype: str) -> float:
     """Of a mix, what it is planned to fit by default."""
     ftype = "Q4_K_M" if ftype == "auto" else ftype
@@ -238,6 +280,10 @@ COSTS: dict[str, Callable[[_Job], Estimate]] = {
     "parity": _parity,
     "baseline": _baseline,
     "bench": _bench,
+    "encoder_export": _encoder_export,
+    "encoder_parity": _encoder_parity,
+    "encoder_baseline": _encoder_baseline,
+    "encoder_bench": _encoder_bench,
     "gate": _small,
     "report": _small,
 }
