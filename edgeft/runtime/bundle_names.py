@@ -12,10 +12,8 @@ DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 """https://learn.microsoft.com/windows/win32/fileio/naming-a-file; an ending does not help."""
 
 
-def name_problem(name: object) -> str | None:
+def name_problem(name: str) -> str | None:
     """Why `name` may not stand in a bundle, or None."""
-    if not isinstance(name, str):
-        return "is no text"
     if not 0 < len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES:
         return f"is empty or longer than {MAX_NAME_BYTES} bytes"
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):

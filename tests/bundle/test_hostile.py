@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from edgeft.errors import BundleError
-from edgeft.runtime import bundle_zip
+from edgeft.runtime import bundle_folder, bundle_zip
 from edgeft.runtime.bundle import check_bundle, is_bundle, open_bundle, unpack_bundle
+from tests.bundle import building
 from tests.bundle.building import FILES, ROLES, entry, manifest_of, write_folder, write_zip
 
 Case = Callable[[Path], Path]
@@ -96,6 +97,55 @@ def many_announced(data: bytearray) -> None:
     struct.pack_into("<2H", data, len(data) - 14, 65000, 65000)
 
 
+def second_disk(data: bytearray) -> None:
+    struct.pack_into("<H", data, len(data) - 18, 1)
+
+
+def before_the_directory(data: bytearray) -> None:
+    """Bytes hidden between the last file and the directory, whose place is told right."""
+    at = data.find(b"PK\x01\x02")
+    data[at:at] = b"hidden"
+    struct.pack_into("<L", data, len(data) - 6, at + len(b"hidden"))
+
+
+def more_than_announced(here: Path) -> Path:
+    files = {f"f{at}": b"" for at in range(1001)}
+    path = write_zip(here / "a.edgeft", files, manifest_of(files))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<2H", data, len(data) - 14, 3, 3)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def streamed(here: Path) -> Path:
+    """Written to a pipe: sizes stand behind the contents, and readers differ in what they believe."""
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.data = b""
+
+        def write(self, data: bytes) -> int:
+            self.data += bytes(data)
+            return len(data)
+
+        def flush(self) -> None:
+            pass
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as packed:  # type: ignore[call-overload]
+        packed.writestr(entry("bundle.json"), json.dumps(GOOD))
+        for name, data in FILES.items():
+            packed.writestr(entry(name), data)
+    (here / "a.edgeft").write_bytes(pipe.data)
+    return here / "a.edgeft"
+
+
+def commented(name: str) -> zipfile.ZipInfo:
+    info = entry(name)
+    info.comment = b"hidden"
+    return info
+
+
 def two_contents(here: Path) -> Path:
     """A name twice, the second time with other content: readers differ in which one they take."""
     path = write_zip(here / "a.edgeft", FILES)
@@ -128,6 +178,11 @@ def link_to_file(path: Path) -> None:
     (path.parent / "secret").write_bytes(FILES["README.md"])
     (path / "README.md").unlink()
     (path / "README.md").symlink_to(path.parent / "secret")
+
+
+def many_files(n: int, *, are_listed: bool) -> Case:
+    files = {f"f{at}": b"" for at in range(n)}
+    return lambda here: building.write_folder(here / "bundle", files, manifest_of(files if are_listed else FILES))
 
 
 NESTED = b'{"files":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -168,11 +223,19 @@ CASES: dict[str, tuple[Case, str]] = {
     "device node": (added(entry("node", mode=0o020666), b""), "no plain file"),
     "folder entry": (added(entry("model/sub", mode=0o040755), b""), "no plain file"),
     "folder by its name": (added(entry("model/sub/"), b""), "characters"),
-    "encrypted": (changed(lambda data: struct.pack_into("<H", data, data.rfind(b"PK\x01\x02") + 8, 1)), "encrypted"),
+    "encrypted": (
+        changed(lambda data: struct.pack_into("<H", data, data.rfind(b"PK\x01\x02") + 8, 1)),
+        "a bundle is not",
+    ),
     "zip bomb": (bomb, "compressed"),
     "overlapping entries": (changed(overlapping), "lies over|damaged"),
     "bytes between entries": (changed(lambda data: data[:0] + b"PK\x03\x04 junk" + data), "follows bytes|damaged"),
     "a name twice": (two_contents, "there twice"),
+    "several disks": (changed(second_disk), "several disks"),
+    "bytes before the directory": (changed(before_the_directory), "its directory starts"),
+    "more than announced": (more_than_announced, "holds 1002 files"),
+    "sizes behind the contents": (streamed, "not written by edgeft"),
+    "a comment": (added(commented("x"), b"x"), "not written by edgeft"),
     "directory before the file": (changed(directory_before_the_file), "damaged"),
     "directory behind the file": (changed(directory_behind_the_file), "damaged|lies over|follows bytes"),
     "thousands announced": (changed(many_announced), "announces"),
@@ -196,6 +259,9 @@ CASES: dict[str, tuple[Case, str]] = {
     "manifest not UTF-8": (raw_manifest(json.dumps(GOOD).encode().replace(b"tiny", b"\xff\xff\xff\xff")), "JSON"),
     "manifest nested": (raw_manifest(NESTED), "JSON|not a bundle's manifest"),
     "a key twice": (raw_manifest(json.dumps(GOOD).encode().replace(b"{", b'{"files": {}, ', 1)), "twice"),
+    "role of a number": (manifest(roles={**ROLES, "card": 5}), "not a bundle's manifest"),
+    "name of a number": (manifest(name=5), "not a bundle's manifest"),
+    "gate without a verdict": (manifest(gate={"passed": "yes"}), "not a bundle's manifest"),
     "manifest a list": (raw_manifest(b"[]"), "not a bundle's manifest"),
     "another format": (manifest(format=2), "format 2"),
     "negative size": (manifest(files={"README.md": {"bytes": -1, "sha256": "0" * 64}}), "not a bundle's manifest"),
@@ -210,6 +276,8 @@ CASES: dict[str, tuple[Case, str]] = {
     "folder: missing file": (folder(lambda path: (path / "README.md").unlink()), "missing"),
     "folder: cut short": (folder(lambda path: os.truncate(path / "model/tiny.gguf", 5)), "5 bytes"),
     "folder: large signature": (folder(lambda path: (path / "bundle.json.sig").write_bytes(b"x" * 65)), "65 bytes"),
+    "folder: too many listed": (many_files(1001, are_listed=True), "lists more than the 1000"),
+    "folder: far too many": (many_files(2001, are_listed=False), "holds more than 1000"),
     "folder: no manifest": (folder(lambda path: (path / "bundle.json").unlink()), "no bundle.json"),
 }
 
@@ -251,6 +319,19 @@ def test_the_good_ones_pass(tmp_path: Path) -> None:
         assert opened.json("grammar") is None
         unpack_bundle(path, tmp_path / f"out-{path.name}")
         assert {name: (tmp_path / f"out-{path.name}" / name).read_bytes() for name in FILES} == FILES
+
+
+def test_a_target_made_meanwhile_stays_as_it_is(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def write(folder: Path) -> None:
+        (folder / "ours").write_text("ours")
+        target.mkdir()
+        (target / "theirs").write_text("theirs")
+
+    with pytest.raises(BundleError, match="is there already"):
+        bundle_folder.write_folder(target, write)
+    assert everything(tmp_path) == {"target", "target/theirs"}
 
 
 def test_no_changed_byte_slips_through(tmp_path: Path) -> None:
