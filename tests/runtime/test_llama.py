@@ -1,5 +1,6 @@
 """llama.cpp behind `Model`: transformers is the oracle."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,14 @@ def test_chat_renders_and_answers(model: Model, tokenizer: Any) -> None:
     assert model.chat(chat, max_new_tokens=9).text == model.detokenize(model.generate(prompt, max_new_tokens=9))
 
 
+def test_an_answer_is_that_of_a_loop_by_hand(model: Model, model_file: Path, repo_root: Path) -> None:
+    chat = [{"role": "user", "content": TEXT}]
+    loop = [sys.executable, repo_root / "benchmarks" / "minimal_llama.py", model_file, "256", "1", "40"]
+    done = subprocess.run(loop, input=model.render(chat), capture_output=True, text=True, check=True)
+    answer = model.chat(chat, max_new_tokens=40)
+    assert json.loads(done.stdout) == {"text": answer.text, "n_new": answer.n_new}
+
+
 def test_metadata_and_context(model: Model, model_file: Path) -> None:
     assert model.metadata["general.name"] == "lively"
     assert model.n_ctx == 1024
@@ -179,7 +188,8 @@ def test_importing_the_runtime_loads_nothing_heavy(repo_root: Path) -> None:
     code = "import sys, edgeft.runtime; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"llama_cpp", "numpy", "torch", "transformers", "peft", "pydantic", "jinja2", "click"}
+    assert not loaded & {"torch", "transformers", "peft", "pydantic", "click", "asyncio"}
+    assert not loaded & {"llama_cpp", "onnxruntime", "tokenizers", "llguidance", "numpy", "jinja2"}
 
 
 def test_running_a_model_loads_no_training_library(repo_root: Path, model_file: Path) -> None:
