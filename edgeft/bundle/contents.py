@@ -49,7 +49,8 @@ class Extras:
 
 def collect(run: Run, extras: Extras) -> list[Item]:
     """The files of the bundle but card, SBOM and manifest. Raises UsageError when there is no such exported file."""
-    model, measured = run.model, measurements(run, shipped_entry(run, extras.file))
+    model, entry = run.model, shipped_entry(run, extras.file)
+    measured = measurements(run, entry)
     items = [*model_items(run, extras.file)]
     items += [
         Item(f"tokenizer/{name}", model.path / name, "tokenizer", shared=True)
@@ -62,7 +63,7 @@ def collect(run: Run, extras: Extras) -> list[Item]:
         "generation": generation_defaults(run),
         "schema": run.recipe().get("bench", {}).get("json_schema"),
         "labels": labels(run),
-        "calibration": calibration(run, measured),
+        "calibration": calibration(run, entry, measured),
     }
     for role, value in own.items():
         if value is not None and role not in extras.files:
@@ -152,11 +153,13 @@ def measurements(run: Run, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     return shipped
 
 
-def calibration(run: Run, measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The confidence below which the recipe abstains, and how far confidence was right; None when neither is there."""
+def calibration(run: Run, entry: Mapping[str, Any], measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How sure the file is: a classifier's confidence.json, the confidence below which the recipe abstains, and how
+    far confidence was right; None when nothing of it is known."""
     bins = (measured or {}).get("accuracy", {}).get("reliability")
     threshold = run.values.get("bench.abstain_below")
-    return ({"threshold": threshold} if threshold else {}) | ({"reliability": bins} if bins else {}) or None
+    found = run.json("export", f"{entry_folder(entry)}/confidence.json") or {}
+    return found | ({"threshold": threshold} if threshold else {}) | ({"reliability": bins} if bins else {}) or None
 
 
 def recipe_record(run: Run) -> dict[str, Any]:

@@ -135,11 +135,16 @@ def test_a_model_that_samples_keeps_its_sampling(tmp_path: Path) -> None:
     assert (generation["temperature"], generation["top_p"]) == (0.7, 0.9)
 
 
-def test_a_classifier_has_the_labels_of_its_head(tmp_path: Path) -> None:
+def test_a_classifier_has_the_labels_and_confidence_of_its_head(tmp_path: Path) -> None:
     names = {str(at): f"label {at}" for at in range(12)}
     config = {"architectures": ["BertForSequenceClassification"], "id2label": names}
-    bundle = packed(make_run(tmp_path / "home", config=config), tmp_path / "a.edgeft")
+    entries = [{"file": "int8/model.onnx", "format": "onnx", "ftype": "int8", "bytes": 5}]
+    exported = {"int8/model.onnx": b"graph", "int8/confidence.json": b'{"temperature": 1.5, "threshold": 0.2}'}
+    run = make_run(tmp_path / "home", config=config, entries=entries, exported=exported)
+    bundle = packed(run, tmp_path / "a.edgeft")
     assert bundle.json("labels") == [f"label {at}" for at in range(12)]
+    assert bundle.json("calibration") == {"temperature": 1.5, "threshold": 0.2}
+    assert (bundle.model / "confidence.json").is_file()
 
 
 def test_a_model_of_several_files_is_a_folder(tmp_path: Path) -> None:
