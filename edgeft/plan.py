@@ -98,7 +98,7 @@ SPINE = (
         ("llama-cpp-python", "onnxruntime"),
         version=2,
     ),
-    Step("gate", ("parity", "baseline", "bench"), ("gate",), ("gate",), extra="gguf", stops=False),
+    Step("gate", ("parity", "baseline", "bench"), ("gate",), ("gate",), extra="gguf", version=2, stops=False),
     Step(
         "report",
         ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),

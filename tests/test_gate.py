@@ -190,7 +190,8 @@ def test_results_of_each_file_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "bench" / "others.json").write_text(json.dumps(others))
     measured = read_results(tmp_path).measured
     assert measured == {
-        "ttft_ms_p50": Measured(3.0), "a-Q8_0/kl_mean": Measured(0.5), "a-Q8_0/size_bytes": Measured(9.0),
+        "ttft_ms_p50": Measured(3.0), "a/ttft_ms_p50": Measured(3.0),
+        "a-Q8_0/kl_mean": Measured(0.5), "a-Q8_0/size_bytes": Measured(9.0),
         "int4/exact_match": Measured(1.0), "int4/size_bytes": Measured(7.0),
     }  # fmt: skip
 

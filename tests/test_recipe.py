@@ -104,6 +104,8 @@ def test_an_alias_bomb_is_refused() -> None:
         ("bench: {limit: 1.5}", "bench.limit: must be a whole number, not 1.5"),
         ("bench: {metrics: exact_match}", "bench.metrics: must be a list, not the text 'exact_match'"),
         ("bench: {metrics: [exact]}", "bench.metrics.0: must be 'exact_match'"),
+        ("bench: {metrics: [json_schema_valid]}", "bench: json_schema_valid needs the key json_schema"),
+        ("bench: {metrics: [out_of_scope_recall]}", "bench: out_of_scope_recall needs the key out_of_scope"),
         ("gate: {exact_match: '0.9'}", "r.yaml:4: gate.exact_match: '0.9' is not a budget"),
         ("gate:\n  kl_mean: '<= 1'\n  size_bytes: '<= 8ms'", "r.yaml:6: gate.size_bytes: '<= 8ms'"),
         ("name: store", "r.yaml:4: name: given twice"),

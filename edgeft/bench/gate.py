@@ -123,9 +123,8 @@ def judge_results(results: Results, budgets: Mapping[str, str], baseline: Baseli
 def read_results(path: Path) -> Results:
     """What a run measured: `path` is a run's folder (stage folders in it) or one bench.json.
 
-    Drops and parity are read where their stages are beside the bench stage, with `<form>/<metric>` for every form
-    that parity compared and `<file>/<metric>` for every other file that was measured. Raises ArtifactError when there
-    is no bench.json or a file cannot be read.
+    Drops and parity are read where their stages are beside the bench stage, and what `of_each_file` finds. Raises
+    ArtifactError when there is no bench.json or a file cannot be read.
     """
     file = path if path.is_file() else path / "bench" / "bench.json"
     if not file.is_file() and (path / "bench.json").is_file():
@@ -137,25 +136,35 @@ def read_results(path: Path) -> Results:
         _read(baseline) if baseline.is_file() else None,
         read_artifact(parity).metrics if (parity / MANIFEST).is_file() else None,
     )
+    each = of_each_file(run / "parity", run / "bench", run / "export")
     host = (bench.get("latency") or {}).get("host", {})
     failure = "" if bench.get("complete", True) else bench.get("failure") or "it does not say how"
-    return Results(bench.get("file", file.name), measured | _of_each_file(run), host, failure)
+    return Results(bench.get("file", file.name), measured | each, host, failure)
 
 
-def _of_each_file(run: Path) -> dict[str, Measured]:
+def of_each_file(parity: Path, bench: Path, export: Path | None = None) -> dict[str, Measured]:
+    """What the folders of these stages, each of which may be missing, say of single forms and files.
+
+    `<form>/<metric>` of every form that parity compared, `<model>/<metric>` of every file measured,
+    `<model>/size_bytes` of every file exported.
+    """
     measured: dict[str, Measured] = {}
-    if (forms := run / "parity" / "parity.json").is_file():
+    if (forms := parity / "parity.json").is_file():
         for row in read_json(forms)["rows"]:
-            numbers = {name: value for name, value in row.items() if type(value) in (int, float)}
-            measured |= {f"{row['form']}/{name}": Measured(float(value)) for name, value in numbers.items()}
-    if (others := run / "bench" / "others.json").is_file():
-        for other in read_json(others):
-            model = _model_name(other["file"])
-            measured |= {f"{model}/{name}": Measured(float(value)) for name, value in other["metrics"].items()}
-    if (files := run / "export" / "files.json").is_file():
-        sizes = {_model_name(entry["file"]): float(entry["bytes"]) for entry in read_json(files)}
-        measured |= {f"{model}/size_bytes": Measured(value) for model, value in sizes.items()}
+            measured |= _named(row["form"], row)
+    if (file := bench / "bench.json").is_file():
+        others = bench / "others.json"
+        for model in (read_json(file), *(read_json(others) if others.is_file() else ())):
+            measured |= _named(_model_name(model.get("file", "")), model["metrics"])
+    if export is not None and (files := export / "files.json").is_file():
+        for entry in read_json(files):
+            measured |= _named(_model_name(entry["file"]), {"size_bytes": entry["bytes"]})
     return measured
+
+
+def _named(model: str, values: Mapping[str, Any]) -> dict[str, Measured]:
+    numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
+    return {f"{model}/{name}": Measured(float(value)) for name, value in numbers.items()}
 
 
 def _model_name(file: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgeft.artifact import Artifact
 from edgeft.bench.baseline import Baseline
-from edgeft.bench.gate import collect, judge
+from edgeft.bench.gate import collect, judge, of_each_file
 from edgeft.console import Log
 from edgeft.errors import GateFailed
 from edgeft.recipe import Recipe
@@ -23,7 +23,9 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     untuned = json.loads(inputs["baseline"].file("baseline.json").read_bytes())
     stored = recipe.baseline_file
     against = Baseline.read(stored, bench["latency"]["host"]) if stored else None
-    verdict = judge(recipe.budgets, collect(bench, untuned, inputs["parity"].metrics), against)
+    measured = collect(bench, untuned, inputs["parity"].metrics)
+    measured |= of_each_file(inputs["parity"].path, inputs["bench"].path)
+    verdict = judge(recipe.budgets, measured, against)
     write_json(out / "verdict.json", verdict.to_json())
     if not verdict.passed:
         raise GateFailed(failed_text(verdict.to_json()))

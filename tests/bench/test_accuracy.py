@@ -1,5 +1,6 @@
 """Evaluation of a scripted model: what is right, wrong, cut and too long, counted by hand."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from edgeft.bench.accuracy import Scoring, evaluate
 from edgeft.bench.examples import Example
 from edgeft.console import silent_log
-from edgeft.errors import RuntimeFault, UsageError
+from edgeft.errors import MissingExtra, RuntimeFault, UsageError
 from tests.bench.fake_model import FakeModel
 
 
@@ -82,6 +83,12 @@ def test_a_fault_of_the_runtime_is_not_a_wrong_answer() -> None:
 def test_what_cannot_be_scored(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Scoring(**keys)
+
+
+def test_a_schema_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    with pytest.raises(MissingExtra, match=r'jsonschema_rs is not installed; pip install "edgeft\[data\]"'):
+        Scoring(json_schema={})
 
 
 @pytest.mark.parametrize(

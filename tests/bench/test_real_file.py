@@ -149,7 +149,8 @@ def test_the_stages_from_file_to_report(folder: Path, examples: list[Example], t
     with pytest.raises(GateFailed, match="FAIL: 1 of 3 budgets not met: exact_match_drop"):
         gate.run(recipe, inputs, tmp_path / "gate", silent_log())
     inputs["gate"] = write_manifest(tmp_path / "gate", "gate", "gate", {})
-    passing = {"exact_match": ">= 0.70", "kl_mean": "<= 0.01"}
+    passing = {"exact_match": ">= 0.70", "kl_mean": "<= 0.01", "copy/exact_match": ">= 0.70"}
+    passing |= {"tiny-F32/size_bytes": "<= 8MB", "tiny-F32/kl_mean": "<= 0.01"}
     (tmp_path / "passed").mkdir()
     assert gate.run(_recipe(passing), inputs, tmp_path / "passed", silent_log()) == {"passed": 1.0}
     for path in (tmp_path, tmp_path / "bench", tmp_path / "bench" / "bench.json"):
