@@ -33,7 +33,12 @@ from tests.tiny_models import DECODERS, make_model
 
 IDS = torch.tensor([[5, 9, 70, 30, 5, 200, 17, 33]])
 LINEAR, EMBEDDING = "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"
-GRIDS = {LINEAR: Rounding(GgmlType.Q4_0), EMBEDDING: Rounding(MatMulNBits(4, 32, False))}
+TURNED = "model.layers.0.self_attn.q_proj.weight"
+GRIDS = {
+    LINEAR: Rounding(GgmlType.Q4_0),
+    EMBEDDING: Rounding(MatMulNBits(4, 32, False)),
+    TURNED: Rounding(GgmlType.Q5_0, importance=np.linspace(0.1, 2, 64, dtype=np.float32), transposed=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +85,22 @@ def test_gradients_of_whole_matrices_are_those_of_the_formula(tiny: Path) -> Non
 
 def test_gradients_of_adapters_are_those_of_the_formula(tiny: Path) -> None:
     plain, rounded = load_model(tiny), RoundedModel(load_model(tiny), GRIDS, lora=LowRank(4, 8.0))
-    parameters = dict(rounded.named_parameters())
-    assert [p.shape for p in parameters.values()] == [(4, 128), (64, 4)]  # not the embedding, nor norms
-    a, b = parameters.values()
-    torch.nn.init.normal_(b, std=0.1)
+    parameters = list(rounded.parameters())
+    assert [p.shape for p in parameters] == [(4, 128), (64, 4), (4, 64), (64, 4)]  # not the embedding, nor norms
+    for b in parameters[1::2]:
+        torch.nn.init.normal_(b, std=0.1)
     rounded.changed()
-    free_a, free_b = (parameter.detach().clone().requires_grad_() for parameter in (a, b))
-    weights = {LINEAR: plain.get_parameter(LINEAR).detach() + 8 / 4 * free_b @ free_a}
-    weights[EMBEDDING] = plain.get_parameter(EMBEDDING).detach()
+    free = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    weights = {name: plain.get_parameter(name).detach() for name in GRIDS}
+    weights[LINEAR] = weights[LINEAR] + 8 / 4 * free[1] @ free[0]
+    weights[TURNED] = weights[TURNED] + 8 / 4 * free[3] @ free[2]
     loss = _loss_with(plain, {name: straight_through(weight, GRIDS[name]) for name, weight in weights.items()})
     loss.backward()
     found = loss_of(rounded.rounded())
     found.backward()
     torch.testing.assert_close(found, loss)
-    torch.testing.assert_close(a.grad, free_a.grad)
-    torch.testing.assert_close(b.grad, free_b.grad)
+    for parameter, expected in zip(parameters, free, strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 def _loss_with(model: Any, weights: dict[str, torch.Tensor]) -> torch.Tensor:
