@@ -14,6 +14,7 @@ from edgeft.bundle.contents import (
     base_licence,
     entry_folder,
     generation_defaults,
+    is_classifier,
     kind_of,
     measurements,
     shipped_entry,
@@ -26,7 +27,7 @@ LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
 
 @dataclass(frozen=True)
 class Form:
-    """How a folder other than a bundle is used: Markdown, in which NAME stands for the run's name.
+    """How what the card lies in is used: Markdown, in which NAME is the run's name, TASK and CALL as in CALLS.
 
     Where it does not hold the exported file: the `library` that loads it and what it is, in words.
     """
@@ -40,20 +41,23 @@ BUNDLE = Form("""```python
 from edgeft.runtime import load
 
 with load("NAME.edgeft") as model:
-    print(model.chat([{"role": "user", "content": "..."}]))
+    print(model.CALL)
 ```""")
+CALLS = {"text-generation": 'chat([{"role": "user", "content": "..."}])', "text-classification": 'classify(["..."])'}
+"""By the name model hubs have for the task."""
 
 
 def model_card(run: Run, extras: Extras, form: Form = BUNDLE) -> str:
     """The card as Markdown, the run's own report behind it. A run without one gives a card that says so."""
     entry = shipped_entry(run, extras.file)
     bench = measurements(run, entry) or {}
+    task = "text-classification" if is_classifier(run) else "text-generation"
     sections = [
-        _head(run, extras, form.library or LIBRARIES.get(entry["format"], entry["format"])),
+        _head(run, extras, form.library or LIBRARIES.get(entry["format"], entry["format"]), task),
         f"# {run.name}",
         _what(run, entry, form),
         "## Use",
-        form.use.replace("NAME", run.name),
+        form.use.replace("NAME", run.name).replace("TASK", task).replace("CALL", CALLS[task]),
         _measured_with(run),
         "## Accuracy and its limits",
         _bullets(scores(bench)),
@@ -109,22 +113,16 @@ def energy(bench: Mapping[str, Any]) -> str:
     return f"Not counted: {counted.get('absent') or 'it was not measured'}."
 
 
-def _head(run: Run, extras: Extras, library: str) -> str:
+def _head(run: Run, extras: Extras, library: str, task: str) -> str:
     """YAML in which every value is a JSON string, which YAML reads as it is."""
     base = str((run.json(run.model.stage, "provenance.json") or {}).get("base", "unknown"))
     rows = {
         "license": (extras.license or base_licence(run) or "other").lower(),
         "base_model": base.rstrip("/").rsplit("/", 1)[-1] if base.startswith(("/", ".", "$")) else base,
         "library_name": library,
-        "pipeline_tag": _task(run),
+        "pipeline_tag": task,
     }
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in rows.items()), "tags: [edgeft]", "---"])
-
-
-def _task(run: Run) -> str:
-    config = run.json(run.model.stage, "config.json") or {}
-    classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
-    return "text-classification" if classifier else "text-generation"
 
 
 def _what(run: Run, entry: Mapping[str, Any], form: Form) -> str:
@@ -136,6 +134,8 @@ def _what(run: Run, entry: Mapping[str, Any], form: Form) -> str:
 def _measured_with(run: Run) -> str:
     defaults = generation_defaults(run)
     system = defaults.pop("system", None)
+    if not defaults:
+        return ""
     said = f"Measured with: {', '.join(f'{key} {value}' for key, value in sorted(defaults.items()))}."
     if not system:
         return said

@@ -121,8 +121,11 @@ def model_items(run: Run, wanted: str | None) -> Iterator[Item]:
 def generation_defaults(run: Run) -> dict[str, Any]:
     """Options of `edgeft.runtime` under which the file was measured, and the system message it was trained with.
 
-    Greedy unless the model's own generation_config.json samples.
+    Greedy unless the model's own generation_config.json samples; of a classifier only the context.
     """
+    if is_classifier(run):
+        n_ctx = run.values.get("bench.n_ctx")
+        return {"n_ctx": n_ctx} if n_ctx is not None else {}
     config = run.json(run.model.stage, "generation_config.json") or {}
     sampling = {key: config[key] for key in SAMPLING if config.get(key) is not None} if config.get("do_sample") else {}
     defaults = {"temperature": 0.0, **sampling}
@@ -133,10 +136,16 @@ def generation_defaults(run: Run) -> dict[str, Any]:
     return defaults | ({"system": system} if system else {})
 
 
+def is_classifier(run: Run) -> bool:
+    """Whether the model has a head that chooses a label."""
+    config = run.json(run.model.stage, "config.json") or {}
+    return any("SequenceClassification" in name for name in config.get("architectures") or ())
+
+
 def labels(run: Run) -> list[str] | None:
     """What a classifier may answer: of its head, or the answers trained on where they are scored as labels."""
-    config = run.json(run.model.stage, "config.json") or {}
-    if any("SequenceClassification" in name for name in config.get("architectures") or ()):
+    if is_classifier(run):
+        config = run.json(run.model.stage, "config.json")
         return [text for _, text in sorted(config["id2label"].items(), key=lambda pair: int(pair[0]))]
     if not LABEL_METRICS & set(run.values.get("bench.metrics") or ()):
         return None

@@ -138,10 +138,7 @@ LAYOUTS: dict[str, tuple[Callable[[Run, Path, Extras], None], Form]] = {
     "genai": (_onnx("genai"), Form('```python\nimport onnxruntime_genai\n\nonnxruntime_genai.Model("FOLDER")\n```')),
     "transformers.js": (
         _onnx("transformers.js"),
-        Form(
-            '```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
-            'await pipeline("text-generation", "FOLDER");\n```'
-        ),
+        Form('```js\nimport { pipeline } from "@huggingface/transformers";\n\nawait pipeline("TASK", "FOLDER");\n```'),
     ),
 }
 """Layout → what fills the folder, and how its card says it is used."""

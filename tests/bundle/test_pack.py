@@ -145,6 +145,10 @@ def test_a_classifier_has_the_labels_and_confidence_of_its_head(tmp_path: Path) 
     assert bundle.json("labels") == [f"label {at}" for at in range(12)]
     assert bundle.json("calibration") == {"temperature": 1.5, "threshold": 0.2}
     assert (bundle.model / "confidence.json").is_file()
+    assert bundle.json("generation") == {"n_ctx": 256}
+    card = (bundle.path / "README.md").read_text()
+    assert 'pipeline_tag: "text-classification"' in card
+    assert 'model.classify(["..."])' in card
 
 
 def test_a_model_of_several_files_is_a_folder(tmp_path: Path) -> None:
