@@ -14,6 +14,8 @@ MAY_LOAD = {
     "from edgeft.cli import main; main(['--version'])": {"click"},
     "import edgeft.artifact, edgeft.store, edgeft.console, edgeft.errors": set(),
     "import edgeft.runtime": set(),
+    "import edgeft.runtime.bundle": set(),
+    "import edgeft.bundle.pack, edgeft.bundle.diff, edgeft.bundle.layouts, edgeft.bundle.signing": set(),
     "import edgeft.bench, edgeft.bench.budgets": set(),
     "import edgeft.bench.file, edgeft.bench.gate, edgeft.bench.accuracy": {"numpy"},
     "import edgeft.report.build, edgeft.report.gather, edgeft.report.terminal": set(),

@@ -68,12 +68,13 @@ def open_bundle(path: Path, cache: Path | None = None, check: SignatureCheck | N
             check(path, manifest, packed.signature())
         target = cache / _cache_name(manifest)
         if not _is_whole(target, manifest):
-            with refused_writes(target):
-                shutil.rmtree(target, ignore_errors=True)
+            if target.exists():  # damaged; where it is missing, another process may be making it
+                with refused_writes(target):
+                    shutil.rmtree(target)
             try:
                 packed.unpack(target)
-            except BundleError:  # another process may have been faster
-                if not _is_whole(target, manifest):
+            except BundleError:
+                if not _is_whole(target, manifest):  # nobody was faster
                     raise
     return Bundle(target, manifest, cache / f"{_cache_name(manifest)}.cache")
 
