@@ -9,8 +9,9 @@ the same onnxruntime build where the installation lets them, with the same threa
 number of greedy tokens; contenders take turns, each run in a fresh process. Ours is also run on genai's own graph,
 which tells graph from runtime. FOLDER holds graphs traced by transformers' exporter, `<model>-<dtype>/`, for ours.
 
-Tokens a second are of the tokens behind the first. `python_us` is the time a token of ours spends outside
-onnxruntime's call.
+Tokens a second are of the tokens behind the first; `cpu_ms` is the processor time of a token, all threads, which
+says more on a machine that does other things as well. `python_us` is the processor time a token of ours spends
+outside onnxruntime's call.
 """
 
 import argparse
@@ -50,11 +51,13 @@ def times(n):
     made = []
     for _ in range(n):
         generator.generate_next_token()
-        made.append(time.perf_counter())
+        made.append((time.perf_counter(), time.process_time()))
     return made, [int(token) for token in generator.get_sequence(0)][len(prompt):]
 times(warmup)
 made, tokens = times(n)
-print(json.dumps({"tokens_per_s": (n - 1) / (made[-1] - made[0]), "tokens": tokens, "version": og.__version__}))
+whole, cpu = (made[-1][at] - made[0][at] for at in (0, 1))
+speed = {"tokens_per_s": (n - 1) / whole, "cpu_ms": cpu / (n - 1) * 1e3}
+print(json.dumps({**speed, "tokens": tokens, "version": og.__version__}))
 """
 
 
@@ -148,32 +151,32 @@ def ours(folder: Path, threads: int) -> dict[str, Any]:
     with OnnxModel(folder, n_ctx=1024, n_threads=threads) as model:
         clock = _Clock(model._decoder)
         list(model.stream(PROMPT, max_new_tokens=WARMUP, ignore_eos=True))
-        made, tokens, inside = [], [], 0.0
-        for token in model.stream(PROMPT, max_new_tokens=N_GEN, ignore_eos=True):
-            made.append(time.perf_counter())
-            tokens.append(token)
-            inside = clock.seconds if len(made) == 1 else inside
-        whole, inside = made[-1] - made[0], clock.seconds - inside
-    n = len(made) - 1
-    return {"tokens_per_s": n / whole, "python_us": (whole - inside) / n * 1e6, "tokens": tokens}
+        stream = model.stream(PROMPT, max_new_tokens=N_GEN, ignore_eos=True)
+        tokens = [next(stream)]
+        start = (time.perf_counter(), time.process_time(), time.thread_time() - clock.seconds)
+        tokens += stream
+        end = (time.perf_counter(), time.process_time(), time.thread_time() - clock.seconds)
+    n = len(tokens) - 1
+    whole, cpu, outside = (after - before for before, after in zip(start, end, strict=True))
+    return {"tokens_per_s": n / whole, "cpu_ms": cpu / n * 1e3, "python_us": outside / n * 1e6, "tokens": tokens}
 
 
 class _Clock:
-    """Stands in for a decoder's session and adds up the time inside onnxruntime."""
+    """Stands in for a decoder's session and adds up the calling thread's processor time inside onnxruntime."""
 
     def __init__(self, decoder: Any) -> None:
         self._session, self.seconds = decoder.session, 0.0
         decoder.session = self
 
     def run_with_iobinding(self, binding: Any) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         self._session.run_with_iobinding(binding)
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.thread_time() - start
 
     def run_with_ort_values(self, names: Sequence[str], values: Any) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time()
         made = self._session.run_with_ort_values(names, values)
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.thread_time() - start
         return made
 
 
@@ -193,7 +196,7 @@ def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for one in runs:
         key = f"{one['model']} {one['dtype']} {one['threads']}t"
         same = [r for r in runs if all(r[k] == one[k] for k in ("model", "dtype", "threads", "contender"))]
-        numbers = ("tokens_per_s", "python_us") if "python_us" in one else ("tokens_per_s",)
+        numbers = [name for name in ("tokens_per_s", "cpu_ms", "python_us") if name in one]
         median.setdefault(key, {})[one["contender"]] = {
             number: round(statistics.median(r[number] for r in same), 2) for number in numbers
         }

@@ -28,6 +28,7 @@ from edgeft.runtime.onnx_file import OnnxFile
 from edgeft.runtime.onnx_session import DEVICES, run_fault
 
 IDS, MASK, POSITIONS, KEEP, LOGITS = "input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "logits"
+MASKS_AHEAD = 64
 IN_PLACE = {"GroupQueryAttention"}
 """Operators (onnxruntime, docs/ContribOperators.md) that take one buffer as past and present."""
 
@@ -114,7 +115,7 @@ class Decoder(ABC):
 
 
 class SharedDecoder(Decoder):
-    """For a token only two shapes are bound anew; nothing is allocated or copied."""
+    """For a token only the mask's shape is bound anew; nothing is allocated or copied."""
 
     def __init__(self, session: Any, path: Path, entries: Sequence[CacheEntry], n_ctx: int) -> None:
         super().__init__(session, path, entries, n_ctx)
@@ -122,42 +123,56 @@ class SharedDecoder(Decoder):
         self.binding = session.io_binding()
         shared.bind(self.binding)
         if KEEP in self.inputs:
-            self._bind(KEEP, self.keep_logits, 0, ())
-        self.one = np.zeros((1, 1, self.n_vocab), self.kind)
-        self.length = 0
+            self._bind(KEEP, self.keep_logits, ())
+        self.masks: dict[int, Any] = {}
+        """The mask by its length; made some at a time, in a row: after a run nothing is in the processor's caches,
+        and making one then takes longer than 64 do here."""
+        self.token, self.position = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
+        self.row = np.zeros((1, self.n_vocab), self.kind)
+        """The logits of a single token."""
+        self.bound_for_one = False
 
     def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
         """See `Decoder.run`."""
-        n = len(ids)
+        if len(ids) == 1 and self.n_vocab:
+            return self._run_one(ids[0], n_past) if n_last else self.row[:0]
+        n, self.bound_for_one = len(ids), False
         self.ids[0, :n] = ids
-        if n != self.length:
-            self._bind(IDS, self.ids, 0, (1, n))
-            self._bind_logits(n)
+        self._bind(IDS, self.ids, (1, n))
         if POSITIONS in self.inputs:
-            self._bind(POSITIONS, self.positions, n_past, (1, n))
-        if MASK in self.inputs:
-            self._bind(MASK, self.mask, 0, (1, n_past + n))
+            self._bind(POSITIONS, self.positions[:, n_past:], (1, n))
         self.keep_logits[...] = max(1, n_last)
+        self.binding.bind_output(LOGITS, "cpu")  # its shape depends on this call
+        self._run(n_past + n)
+        return self.rows(self._made_logits(), n_last) if n_last else self.row[:0]
+
+    def _run_one(self, token: int, n_past: int) -> np.ndarray:
+        """The same for one token; logits (1, V). Python's share of the time: as little as can be."""
+        if not self.bound_for_one:
+            self.bound_for_one = True
+            self.keep_logits[...] = 1
+            self._bind(IDS, self.token, (1, 1))
+            if POSITIONS in self.inputs:
+                self._bind(POSITIONS, self.position, (1, 1))
+            shape, address = (1, 1, self.n_vocab), self.row.ctypes.data
+            self.binding.bind_output(LOGITS, "cpu", 0, self.kind.type, shape, address)
+        self.token[0, 0], self.position[0, 0] = token, n_past
+        self._run(n_past + 1)
+        return self.row if self.row.dtype == np.float32 else self.row.astype(np.float32)
+
+    def _run(self, n_total: int) -> None:
+        if MASK in self.inputs:
+            if n_total not in self.masks:
+                lengths = range(n_total, min(n_total + MASKS_AHEAD, self.mask.shape[1] + 1))
+                self.masks |= {length: _value(self.mask[:, :length]) for length in lengths}
+            self.binding.bind_ortvalue_input(MASK, self.masks[n_total])
         try:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:
             raise run_fault(self.path, error) from None
-        if n == 1 and self.n_vocab:
-            return self.rows(self.one, n_last)
-        self.length = 0  # the output's shape depends on this call
-        return self.rows(self._made_logits(), n_last) if n_last else self.one[0, :0]
 
-    def _bind(self, name: str, array: np.ndarray, start: int, shape: tuple[int, ...]) -> None:
-        address = array.ctypes.data + start * array.itemsize
-        self.binding.bind_input(name, "cpu", 0, array.dtype.type, shape, address)
-
-    def _bind_logits(self, n: int) -> None:
-        self.length = n
-        if n == 1 and self.n_vocab:
-            shape, address = self.one.shape, self.one.ctypes.data
-            self.binding.bind_output(LOGITS, "cpu", 0, self.kind.type, shape, address)
-        else:
-            self.binding.bind_output(LOGITS, "cpu")
+    def _bind(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
 
     def _made_logits(self) -> np.ndarray:
         logits: np.ndarray = self.binding.get_outputs()[len(self.entries)].numpy()

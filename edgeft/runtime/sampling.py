@@ -41,7 +41,7 @@ def sampler(**sampling: Unpack[Sampling]) -> Pick:
         if rules.repeat_penalty != 1 and rules.repeat_last_n:
             logits = _penalized(logits, ids[-rules.repeat_last_n :], rules.repeat_penalty)
         if random is None:
-            return int(np.argmax(logits))
+            return int(logits.argmax())
         order, probabilities = _kept(logits.astype(np.float64), rules)
         return int(random.choice(order, p=probabilities))
 
