@@ -32,9 +32,7 @@ class Constrainer:
         """Raises ModelError when no token ends an answer."""
         if not model.eos_ids:
             raise ModelError(f"{model.path}: no token ends an answer; name it in the model's tokenizer")
-        self._vocabulary = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(model)), n_vocab=model.n_vocab, eos_token=sorted(model.eos_ids)
-        )
+        self._vocabulary = LLTokenizer(TokenizerWrapper(_Vocabulary(model)), eos_token=sorted(model.eos_ids))
         self._compiled: dict[str, LLMatcher] = {}
         self._in_use = threading.Lock()
 
@@ -105,7 +103,9 @@ class _Vocabulary:
     """A model's vocabulary by the names that `TokenizerWrapper` reads."""
 
     def __init__(self, model: "TextModel") -> None:
-        self.tokens = model.token_bytes()
+        spelled = model.token_bytes()
+        # Models may have more rows than tokens; an id llguidance does not know would end the constraint.
+        self.tokens = spelled + [b""] * (model.n_vocab - len(spelled))
         self.special_token_ids = sorted(model.special_ids())
         self.eos_token_id = min(model.eos_ids)
         self.bos_token_id = None

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 
-from edgeft.errors import RuntimeFault, UsageError
+from edgeft.errors import ModelError, RuntimeFault, UsageError
 from edgeft.runtime import Model
 from edgeft.runtime.chat import AnswerStream
+from edgeft.runtime.constraints import Constrainer
+from edgeft.runtime.sampling import sampler
 from tests.json_schemas import SCHEMAS
 
 CHAT = [{"role": "user", "content": "turn on the kitchen light and set a timer"}]
@@ -103,6 +106,40 @@ def test_a_token_that_is_not_allowed_ends_the_constraint(either: Model) -> None:
     constraint = either.constraint("regex", "[0-9]+")  # type: ignore[attr-defined]
     with pytest.raises(RuntimeFault, match="the constraint cannot be followed any further: "):
         constraint.take(either.tokenize("a")[0])
+
+
+class Padded:
+    """A vocabulary of bytes whose model has 43 rows more."""
+
+    path, n_vocab, eos_ids = Path("padded"), 300, frozenset({256})
+
+    def token_bytes(self) -> list[bytes]:
+        return [*(bytes([byte]) for byte in range(256)), b"<end>"]
+
+    def special_ids(self) -> frozenset[int]:
+        return self.eos_ids
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_rows_without_a_token_are_never_taken(greedy: bool) -> None:
+    model: Any = Padded()
+    constraint = Constrainer(model).constraint("regex", "[ab]+")
+    logits = np.zeros(300, np.float32)
+    logits[[299, ord("c"), ord("b")]] = 9, 8, 7
+    assert constraint.pick(sampler(), logits, [], greedy=greedy) == ord("b")
+    constraint.take(ord("b"))
+    logits[256] = 8.5
+    assert constraint.pick(sampler(), logits, [], greedy=greedy) == 256
+
+
+def test_a_model_without_end_token_is_told() -> None:
+    model: Any = Padded()
+    model.eos_ids = frozenset()
+    with pytest.raises(ModelError, match="no token ends an answer"):
+        Constrainer(model)
 
 
 def test_without_the_package_its_extra_is_named(repo_root: Path, model_file: Path) -> None:
