@@ -376,6 +376,8 @@ class Onnx(Section):
     """MatMulNBits' own: 4 multiplies in int8, 1 in float32, 0 leaves it to onnxruntime."""
     head_dtype: Literal["int4", "int8", "fp16", "fp32"] | None = None
     """Of embedding and head; null: `dtype`."""
+    activations: Literal["float32", "float16"] = "float32"
+    """What int4 and int8 graphs compute in; float16 is for graphics cards."""
     layout: Literal["plain", "genai", "transformers.js"] = "genai"
     """Whose files stand beside the graph: optimum's, onnxruntime-genai's as well, or transformers.js'."""
     min_ort: str | None = Field(None, pattern=r"^\d+\.\d+$")
@@ -398,6 +400,7 @@ class Onnx(Section):
             return self.dtype
         words = [self.dtype, str(self.block_size), *(["asymmetric"] if not self.symmetric else [])]
         words += [self.method] if self.method != "k_quant" else []
+        words += ["fp16"] if self.activations == "float16" else []
         return "-".join([*words, *([f"head-{self.head_dtype}"] if self.head_dtype else [])])
 
 

@@ -23,6 +23,7 @@ OPTIONS = (
     click.option("--method", type=click.Choice(METHODS), help="ONNX: how weights are rounded. [k_quant]"),
     click.option("--accuracy-level", type=click.IntRange(0, 4), help="ONNX: 4 multiplies in int8, 1 in float32. [4]"),
     click.option("--head-dtype", type=click.Choice(DTYPES), help="ONNX: of embedding and head. [as --dtype]"),
+    click.option("--activations", type=click.Choice(("float32", "float16")), help="ONNX: of int4, int8. [float32]"),
     click.option("--layout", type=click.Choice(("plain", "genai", "transformers.js")), help="ONNX: [genai]"),
     click.option("--min-ort", help="ONNX: oldest onnxruntime that must run it, as 1.22. [the oldest that can]"),
     click.option("--data", "examples", type=click.Path(path_type=Path), help="ONNX: chat JSONL to calibrate on."),

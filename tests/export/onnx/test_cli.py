@@ -77,3 +77,13 @@ def test_optimum_is_driven_where_it_is(folder: Path, tmp_path: Path, monkeypatch
     program.write_text("#!/bin/sh\necho 'no such command' >&2\nexit 2\n")
     failed = run(folder, tmp_path / "other", "--exporter", "optimum")
     assert "optimum-cli failed (2): no such command" in str(failed.exception)
+
+
+def test_encoders_go_by_their_own_road(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "bert, classifier")
+    [record] = records(model, tmp_path / "out", "--dtype", "fp32", "--task", "text-classification")
+    assert (record["file"], record["task"]) == ("fp32/model.onnx", "text-classification")
+    assert (tmp_path / "out/fp32/model.onnx").is_file()
+    refused = run(model, tmp_path / "other", "--method", "rtn")
+    assert refused.exit_code == 2
+    assert "method: not for encoders, which have --dtype and --task" in refused.output

@@ -100,13 +100,12 @@ def test_bytes_are_the_grids_and_stored_once(folder: Path, tmp_path: Path) -> No
     assert len(set(places)) == 1
 
 
-def test_half_precision_stays_near(folder: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+@pytest.mark.parametrize("settings", [{"dtype": "fp16"}, {"dtype": "int4", "accuracy_level": 1}], ids=str)
+def test_half_precision_stays_near(folder: Path, tmp_path: Path, settings: Any) -> None:
+    model = on_the_grid(folder, OnnxSettings(**settings))
     ids, mask = prompts(model.config.vocab_size)
     exact = torch.from_numpy(torch_logits(model, ids, mask)).double().log_softmax(-1)
-    _, logits = greedy(open_graph(export(folder, tmp_path, dtype="fp16")), ids, mask, n_tokens=1)
+    _, logits = greedy(open_graph(export(folder, tmp_path, **settings, activations="float16")), ids, mask, n_tokens=1)
     assert logits.dtype == np.float16
     ours = torch.from_numpy(logits).double().log_softmax(-1)
     divergence = (exact.exp() * (exact - ours)).sum(-1)[torch.from_numpy(mask).bool()]

@@ -44,11 +44,11 @@ def test_entries_of_every_kind_are_written(model: Path, data: Artifact, tmp_path
         model,
         data,
         {"dtype": "fp16", "layout": "plain"},
-        {"dtype": "int8", "block_size": 64, "method": "rtn"},
+        {"dtype": "int8", "block_size": 64, "method": "rtn", "activations": "float16"},
         {"dtype": "int4", "symmetric": False, "method": "gptq", "head_dtype": "int8"},
         {"dtype": "auto"},
     )
-    assert list(settings) == ["fp16", "int8-64-rtn", "int4-32-asymmetric-gptq-head-int8", "mix"]
+    assert list(settings) == ["fp16", "int8-64-rtn-fp16", "int4-32-asymmetric-gptq-head-int8", "mix"]
     records = export_onnx(model, tmp_path, entries=settings, provenance={}, log=silent_log())
     assert [record["ftype"] for record in records] == list(settings)
     assert [record["min_ort"] for record in records] == ["1.20", "1.23", "1.23", "1.23"]
