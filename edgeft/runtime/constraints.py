@@ -6,7 +6,7 @@ leads through (`{"name":`) are not computed at all. Shapes: V entries of the voc
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -32,7 +32,9 @@ class Constrainer:
         """Raises ModelError when no token ends an answer."""
         if not model.eos_ids:
             raise ModelError(f"{model.path}: no token ends an answer; name it in the model's tokenizer")
-        self._vocabulary = LLTokenizer(TokenizerWrapper(_Vocabulary(model)), eos_token=sorted(model.eos_ids))
+        spelled = _Vocabulary(model)
+        self._vocabulary = LLTokenizer(TokenizerWrapper(spelled), eos_token=sorted(model.eos_ids))
+        spelled.greedy = self._vocabulary.greedy_tokenize
         self._compiled: dict[str, LLMatcher] = {}
         self._in_use = threading.Lock()
 
@@ -87,8 +89,6 @@ class Constraint:
     def forced(self) -> list[int]:
         """The tokens that must come next, taken as if they had come."""
         tokens: list[int] = self._matcher.compute_ff_tokens()
-        # A tokenizer that spells the beginning of a text in its own way may give others than can stand here.
-        tokens = tokens[: self._matcher.validate_tokens(tokens)]
         if tokens:
             self._matcher.consume_tokens(tokens)
             self._check()
@@ -109,10 +109,17 @@ class _Vocabulary:
         self.special_token_ids = sorted(model.special_ids())
         self.eos_token_id = min(model.eos_ids)
         self.bos_token_id = None
+        self.greedy: Callable[[str], list[int]] = lambda text: []
+        """llguidance's own way to spell a text, set once it has the vocabulary."""
         self._tokenize = model.tokenize
 
     def __call__(self, text: bytes) -> list[int]:
-        return self._tokenize(text.decode(errors="replace"))
+        """Tokens of exactly these bytes; sentencepiece puts a space before a text."""
+        try:
+            ids = self._tokenize(text.decode())
+        except RuntimeFault:  # a character that the vocabulary has no way to write
+            return []
+        return ids if b"".join(self.tokens[token] for token in ids) == text else self.greedy(text.decode())
 
 
 def _grammar(kind: str, given: Any) -> str:

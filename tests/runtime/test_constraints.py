@@ -123,6 +123,21 @@ class Padded:
         return list(text.encode())
 
 
+class Spaced(Padded):
+    """As sentencepiece does, it puts a space before every text."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(f" {text}".encode())
+
+
+@pytest.mark.parametrize("vocabulary", [Padded, Spaced])
+def test_tokens_that_are_forced_spell_just_what_must_follow(vocabulary: Any) -> None:
+    constraint = Constrainer(vocabulary()).constraint("schema", {"enum": ["on a", "on b"]})
+    assert bytes(constraint.forced()) == b'"on '
+    assert bytes(constraint.take(ord("b"))) == b'"'
+    assert constraint.fulfilled
+
+
 @pytest.mark.parametrize("greedy", [True, False])
 def test_rows_without_a_token_are_never_taken(greedy: bool) -> None:
     model: Any = Padded()
