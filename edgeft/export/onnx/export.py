@@ -40,11 +40,12 @@ def export_onnx(
 ) -> list[dict[str, Any]]:
     """Write one folder under `out` for each of `entries` (by its name); returns one record a folder.
 
-    A folder holds the graph, its weights, tokenizer and configuration. The weights are read once for each, a few
-    rows at a time, the LoRA adapter in `adapter` folded in. The same arguments give the same bytes, whatever the
-    threads. A record has `file` (the graph, relative to `out`), `format`, `ftype` (the entry's name), `dtype`,
-    `bytes` (graph and weights) and `min_ort`. Raises ModelError for an unsupported architecture, setting or adapter
-    and for missing or damaged weights, UsageError for an onnxruntime too old, ArtifactError when the disk refuses.
+    A folder holds the graph, written last, its weights, tokenizer and configuration. The weights are read once for
+    each, a few rows at a time, the LoRA adapter in `adapter` folded in. The same arguments give the same bytes,
+    whatever the threads. A record has `file` (the graph, relative to `out`), `format`, `ftype` (the entry's name),
+    `dtype`, `bytes` (graph and weights) and `min_ort`. Raises ModelError for an unsupported architecture, setting or
+    adapter and for missing or damaged weights, UsageError for an onnxruntime too old, ArtifactError when the disk
+    refuses.
     """
     if not isinstance(entries, Mapping):
         entries = {entry.name: entry for entry in entries}
@@ -61,13 +62,12 @@ def export_onnx(
         version = ".".join(map(str, oldest[name]))
         with refused_writes(out):
             (out / name / files.graph).parent.mkdir(parents=True, exist_ok=True)
+            write_surroundings(folder, out / name, decoder, settings)
         _write_graph(
             out / name, layout, decoder, settings, weights,
             metadata=metadata | {"edgeft.min_ort": version}, label=f"{name}: writing {model_dir.absolute().name}",
             n_threads=n_threads or n_cores(), log=log,
         )  # fmt: skip
-        with refused_writes(out):
-            write_surroundings(folder, out / name, decoder, settings)
         n_bytes = sum((out / name / file).stat().st_size for file in (files.graph, files.data))
         log.say(f"{name}: {files.graph} ({n_bytes / 1e6:.1f} MB), for onnxruntime {version} and newer")
         records.append(

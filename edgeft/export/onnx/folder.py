@@ -61,6 +61,7 @@ def write_surroundings(folder: ModelFolder, out: Path, decoder: Decoder, setting
 def genai_config(folder: ModelFolder, decoder: Decoder) -> dict[str, Any]:
     """onnxruntime-genai's description of the graph (https://onnxruntime.ai/docs/genai/reference/config.html)."""
     config = folder.config.get("text_config") or folder.config
+    kind = config.get("model_type")
     ids = {token: _token_id(folder, token) for token in ("bos", "eos")}
     end = ids["eos"][0] if isinstance(ids["eos"], list) else ids["eos"]
     pad = _token_id(folder, "pad")
@@ -79,7 +80,7 @@ def genai_config(folder: ModelFolder, decoder: Decoder) -> dict[str, Any]:
     tokens = {f"{token}_token_id": value for token, value in ids.items() if value is not None}
     return {
         "model": {
-            "type": config["model_type"] if config["model_type"] in GENAI_TYPES else "llama",
+            "type": kind if kind in GENAI_TYPES else "llama",
             "vocab_size": decoder.n_vocab,
             "context_length": decoder.n_context,
             "pad_token_id": pad if pad is not None else end,

@@ -78,3 +78,28 @@ def test_only_the_logits_asked_for_are_made(tmp_path: Path) -> None:
     last, _ = run(session, ids, mask, {keep.name: np.array(2)} | empty(session, len(ids)))
     assert last.shape[1] == 2
     assert np.array_equal(last, logits[:, -2:])
+
+
+def test_an_adapter_is_folded_in(tmp_path: Path) -> None:
+    """Against peft, with q, k and v side by side in one matrix of the graph."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(tmp_path / "model", "qwen2")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    model.save_pretrained(tmp_path / "adapter")
+    [record] = export_onnx(
+        folder,
+        tmp_path,
+        entries=[OnnxSettings("fp32")],
+        provenance={},
+        log=silent_log(),
+        adapter=tmp_path / "adapter",
+    )
+    ids, mask = prompts(model.config.vocab_size)
+    logits, _ = run(open_graph(tmp_path / record["file"]), ids, mask, {})
+    wanted = torch_logits(model.eval(), ids, mask)
+    assert np.abs(logits - wanted)[mask.astype(bool)].max() < 10 * TOLERANCE
