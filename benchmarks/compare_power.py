@@ -27,7 +27,7 @@ from typing import Any
 from edgeft.artifact import write_atomic
 from edgeft.bench.compare import WORKER, ComparePlan, Side, compare
 from edgeft.bench.host import describe_host
-from edgeft.bench.statistics import wilson_interval
+from edgeft.bench.shares import wilson_interval
 from edgeft.console import silent_log
 from edgeft.export.gguf import write_gguf
 from edgeft.export.gguf.quantize import quantize_gguf
