@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 
 from edgeft.artifact import read_artifact
+from edgeft.cli import edgeft
 from edgeft.console import silent_log
 from edgeft.errors import ModelError, ParityFailed
 from edgeft.export.onnx.encoder_confidence import fit_temperature
@@ -128,6 +130,20 @@ def test_a_damaged_folder_is_named(made: tuple[Any, dict[str, Any]], tmp_path: P
     (export.path / "int8" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"int8/tokenizer.json: not a tokenizer"):
         encoder_bench.run(recipe, {**artifacts, "export": export}, _folder(tmp_path / "bench"), silent_log())
+
+
+def test_the_commands_take_an_encoders_folder(made: tuple[Any, dict[str, Any]]) -> None:
+    _, artifacts = made
+    folder, test = str(artifacts["export"].path / "int8"), str(artifacts["data"].file("test.jsonl"))
+    speed = ("--metric", "label_accuracy", "--prompts", "1", "--repetitions", "1", "--json")
+    result = CliRunner().invoke(edgeft, ["bench", folder, "--data", test, *speed])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["metrics"]["label_accuracy"] == artifacts["bench"].metrics["label_accuracy"]
+    result = CliRunner().invoke(edgeft, ["bench", folder, "--synthetic", "8:8"])
+    assert (result.exit_code, "a classifier is measured on --data" in result.output) == (2, True)
+    result = CliRunner().invoke(edgeft, ["parity", str(artifacts["merge"].path), folder, "--json"])
+    assert result.exit_code == 0, result.output
+    assert [row["form"] for row in json.loads(result.stdout)["rows"]] == ["torch", "int8"]
 
 
 def _copied(artifact: Any, tmp_path: Path) -> Any:

@@ -7,7 +7,7 @@ second at a batch of BATCH are measured apart.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ def bench_encoder(
     path: Path,
     examples: Sequence[Example],
     settings: BenchSettings,
+    setup: Setup | None = None,
     *,
     seed: int = 42,
     silence_s: float = SILENCE_S,
@@ -48,14 +49,15 @@ def bench_encoder(
 ) -> EncoderResult:
     """Measure speed on texts spread over `examples`, then the labels of `settings.limit` of them drawn by `seed`.
 
-    An answer's probability is the label's, at the folder's own temperature. Raises RuntimeFault when a child crashes
-    (naming the signal), fails or says nothing for `silence_s` seconds, and what the runtime raises in it.
+    `setup` is as for `bench_file`. An answer's probability is the label's, at the folder's own temperature. Raises
+    RuntimeFault when a child crashes (naming the signal), fails or says nothing for `silence_s` seconds, and what the
+    runtime raises in it.
     """
     chosen, plan = take(examples, settings.limit, seed), settings.latency
     check_fields(chosen, settings.slice_by)
     order: dict[str, Any] = {
         "path": str(path),
-        "setup": asdict(Setup(backend="onnx", n_ctx=settings.n_ctx, n_threads=settings.n_threads)),
+        "setup": asdict(replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)),
         "plan": asdict(plan),
         "timed": [text_of(example) for example in spread(examples, plan.prompts)],
         "batch": [text_of(example) for example in spread(examples, BATCH)],

@@ -132,27 +132,26 @@ def _bench_file(
 
     with extra_needed("gguf"):
         from edgeft.bench.backends import Setup
+        from edgeft.bench.encoder import bench_encoder
         from edgeft.bench.examples import read_examples
         from edgeft.bench.file import BenchResult, BenchSettings, bench_file
         from edgeft.bench.latency import LatencyPlan
+        from edgeft.runtime.encoder_folder import is_encoder
 
     place = _baseline_path(baseline)
     schema = _read_schema(json_schema) if json_schema else None
     plan = LatencyPlan(**{key: given.pop(key) for key in TIMING if key in given})
     setup = Setup(**{key: given.pop(key) for key in PLACE if key in given})
     settings = BenchSettings(metrics=metrics, json_schema=schema, latency=plan, **given)
+    how: dict[str, Any] = {"silence_s": timeout_s, "log": terminal_log()}
+    if encoder := is_encoder(file):
+        if data is None or speed_only or against:
+            raise click.UsageError("a classifier is measured on --data, labels and speed together, against nothing")
+    else:
+        how |= {"scored": not speed_only, "against": against, "with_roofline": with_roofline}
     try:
-        result = bench_file(
-            file,
-            read_examples(data) if data else [],
-            settings,
-            setup,
-            scored=not speed_only,
-            against=against,
-            with_roofline=with_roofline,
-            silence_s=timeout_s,
-            log=terminal_log(),
-        )
+        examples = read_examples(data) if data else []
+        result = (bench_encoder if encoder else bench_file)(file, examples, settings, setup, **how)
     except RunCutShort as error:
         partial: BenchResult = error.partial
         _write(partial.to_json(), out)

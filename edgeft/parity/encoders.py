@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from edgeft.console import Log
+from edgeft.errors import ModelError
 from edgeft.parity.checks import Problem
 from edgeft.parity.numbers import kl_divergence, top1_agrees
 from edgeft.runtime.encoder import EncoderModel
@@ -60,19 +61,23 @@ def compare_encoders(
     n_threads: int | None = None,
     log: Log,
 ) -> dict[str, Any]:
-    """Compare each of `folders`, by dtype, with the classifier of `model_dir` in torch; the content of parity.json.
+    """Compare each of `folders`, by name, with the classifier of `model_dir` in torch; the content of parity.json.
 
-    `limits` are those of the recipe by family: `f16` holds for fp32 and fp16, `q8_0` for int8. Raises ModelError and
-    RuntimeFault as `EncoderModel` does.
+    `limits` are those of the recipe by family: `f16` holds for fp32 and fp16, `q8_0` for int8. Raises ModelError for
+    another number of classes, and ModelError and RuntimeFault as `EncoderModel` does.
     """
-    logits = {REFERENCE: torch_logits(model_dir, texts)}
+    logits, families = {REFERENCE: torch_logits(model_dir, texts)}, {REFERENCE: "f16"}
     for name, folder in folders.items():
         with EncoderModel(folder, n_threads=n_threads) as model:
             logits[name] = model.logits(texts)
+            dtype = model.metadata.get("onnx.edgeft.dtype", "fp32")
+            families[name] = "f16" if dtype in FLOATS else "q8_0"
+        (_, theirs), (_, ours) = logits[REFERENCE].shape, logits[name].shape
+        if theirs != ours:
+            raise ModelError(f"{folder}: has {ours} classes, the model in {model_dir} has {theirs}; export it again")
     rows: list[dict[str, Any]] = []
     for name, values in logits.items():
-        family = "f16" if name in (REFERENCE, *FLOATS) else "q8_0"
-        found = Distance.between(logits[REFERENCE], values)
+        family, found = families[name], Distance.between(logits[REFERENCE], values)
         problems = list(_problems(found, limits[family], texts))
         before = rows[-1]["form"] if rows else None
         step = {"form": before, **Distance.between(logits[before], values).to_json()} if before else None

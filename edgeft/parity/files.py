@@ -12,6 +12,7 @@ from edgeft.parity.compare import compare_forms
 from edgeft.parity.finding import Finding
 from edgeft.parity.forms import FormSource, Prompt, gguf_form
 from edgeft.parity.torch_form import folder_form
+from edgeft.runtime.encoder_folder import is_encoder
 from edgeft.runtime.onnx_file import holds_onnx
 
 QUESTIONS = (
@@ -48,12 +49,19 @@ def compare_files(
     """Compare GGUF files and ONNX folders with the model folder they were made from; the content of parity.json.
 
     `prompts` is chat JSONL (`{"messages": [...]}` a line; an answer at the end is left out); without it a few
-    built-in questions are asked. `raise_if_bad` in `compare` turns a bad result into an error. Raises
-    UsageError without files, DataError for prompts that cannot be used, and what opening the forms raises.
+    built-in questions are asked. A classifier reads the last message. `raise_if_bad` in `compare` turns a bad result
+    into an error. Raises UsageError without files, DataError for prompts that cannot be used, and what opening the
+    forms raises.
     """
     if not files:
         raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
     asked = _asked(prompts)
+    if all(is_encoder(path) for path in files):
+        from edgeft.parity.encoders import compare_encoders  # nor has everyone onnxruntime
+
+        folders = {path.name: path for path in files}
+        texts = [prompt.text for prompt in asked]
+        return compare_encoders(model_dir, folders, texts, limits, n_threads=n_threads, log=log)
     sources = [folder_form("torch", model_dir), *(file_form(path.name, path, n_threads) for path in files)]
     return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
 

@@ -41,8 +41,12 @@ class Confidence:
         return found
 
 
-def is_encoder(folder: Path) -> bool:
-    """Whether config.json in `folder` is an encoder's: of its class or its model_type."""
+def is_encoder(path: Path) -> bool:
+    """Whether config.json in the folder `path`, or beside the .onnx file `path`, is an encoder's: by class or
+    model_type."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and path.suffix != ".onnx":
+        return False
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
