@@ -18,6 +18,8 @@ Rounder = Callable[[str, np.ndarray, MatMulNBits], Packed]
 
 SHRINKING = np.arange(22, 36, dtype=np.float32) / np.float32(34)
 """Shares of the widest scale that are tried, 1 among them."""
+BLOCKS_AT_ONCE = 4096
+"""Enough to make a call worth its cost, and few enough for the processor's cache."""
 TINY = np.finfo(np.float32).tiny
 """Smaller scales have no inverse; their blocks keep the codes of zero."""
 HQQ_NORM, HQQ_BETA, HQQ_GROWTH, HQQ_STEPS = 0.7, 10.0, 1.01, 20
@@ -112,33 +114,47 @@ def search(blocks: np.ndarray, weights: np.ndarray, grid: MatMulNBits) -> tuple[
     that keep the lowest weight, the highest and the middle of both; the best scale for the codes it gives is taken.
     """
     widest, points = scales_of(blocks, grid)
+    scales, zero_points = np.empty_like(widest), np.empty_like(points)
+    width = blocks.shape[-1]
+    flat, flat_weights = blocks.reshape(-1, width), np.broadcast_to(weights, blocks.shape).reshape(-1, width)
+    for start in range(0, len(flat), BLOCKS_AT_ONCE):
+        part = slice(start, start + BLOCKS_AT_ONCE)
+        columns, column_weights = (np.ascontiguousarray(each[part].T) for each in (flat, flat_weights))
+        found = _search_columns(columns, column_weights, widest.reshape(-1)[part], points.reshape(-1)[part], grid)
+        scales.reshape(-1)[part], zero_points.reshape(-1)[part] = found
+    return scales, zero_points
+
+
+def _search_columns(
+    columns: np.ndarray, weights: np.ndarray, widest: np.ndarray, points: np.ndarray, grid: MatMulNBits
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` for blocks that stand as columns (W, n), where a step of all of them is one vector operation."""
     best = np.zeros_like(widest)
     kept_scales, kept_points = widest, points
-    weighted, moved = weights * blocks, np.empty_like(blocks)
+    low, high = columns.min(axis=0), columns.max(axis=0)
+    weighted, moved, products = weights * columns, np.empty_like(columns), np.empty_like(columns)
     for share in SHRINKING:
-        for scales, zero_points in _candidates(blocks, widest * share, points, grid):
+        for scales, zero_points in _candidates(low, high, widest * share, points, grid):
             inverse = np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > TINY)
-            below, above = -zero_points.astype(np.float32), grid.highest - zero_points.astype(np.float32)
-            np.rint(np.multiply(blocks, inverse[..., None], out=moved), out=moved)
-            np.clip(moved, below[..., None], above[..., None], out=moved)
-            products = np.einsum("rbw,rbw->rb", weighted, moved)
-            squares = np.einsum("rbw,rbw,rbw->rb", weights, moved, moved)
-            # With the best scale, products / squares, the error is less than that of all zeros by this much.
-            gain = np.divide(products * products, squares, out=np.zeros_like(best), where=squares > 0)
+            below = -zero_points.astype(np.float32)
+            np.rint(np.multiply(columns, inverse, out=moved), out=moved)
+            np.minimum(np.maximum(moved, below, out=moved), below + np.float32(grid.highest), out=moved)
+            product = np.multiply(weighted, moved, out=products).sum(axis=0)
+            square = np.multiply(weights, np.multiply(moved, moved, out=moved), out=moved).sum(axis=0)
+            fitted = np.divide(product, square, out=np.zeros_like(best), where=square > 0)
+            gain = product * fitted  # by so much the error is less than that of all zeros
             better = gain > best
             best = np.where(better, gain, best)
-            fitted = np.divide(products, squares, out=np.zeros_like(best), where=squares > 0)
             kept_scales = np.where(better, fitted, kept_scales)
             kept_points = np.where(better, zero_points, kept_points)
     return kept_scales, kept_points
 
 
 def _candidates(
-    blocks: np.ndarray, scales: np.ndarray, points: np.ndarray, grid: MatMulNBits
+    low: np.ndarray, high: np.ndarray, scales: np.ndarray, points: np.ndarray, grid: MatMulNBits
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     if grid.symmetric:
         return [(scales, points), (-scales, points)]
-    low, high = blocks.min(axis=-1), blocks.max(axis=-1)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > TINY)
     lowest, highest = -low * inverse, grid.highest - high * inverse
     wanted = (lowest, highest, (lowest + highest) / 2)
