@@ -5,6 +5,7 @@ wherever one exists. The docstring under a key says what it means and in which u
 """
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +39,11 @@ class Model(Section):
     """`edgeft/nano` (embedded in the package) or a local Hugging Face model folder."""
     chat_template: str | None = None
     """null: the tokenizer's own; `chatml`; `plain`; or the path of a Jinja file."""
+
+    @property
+    def base_name(self) -> str:
+        """The base without the folders on the way, which are this machine's own: for what leaves it."""
+        return self.base if self.base == NANO else PurePath(self.base).name
 
 
 class Prepare(Section):

@@ -13,7 +13,6 @@ from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
-from edgeft.sections import NANO
 from edgeft.stages._json import write_json
 from edgeft.training.batches import TokenSet
 from edgeft.training.merge_base import merge_into_chosen_base
@@ -59,7 +58,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     provenance = {
         "recipe_sha256": _recipe_sha256(recipe),
         "data_sha256": _data_sha256(data),
-        "base": _base_name(recipe),
+        "base": recipe.model.base_name,
         "base_sha256": found,
         "edgeft_version": __version__,
         "seed": recipe.seed,
@@ -80,11 +79,6 @@ def _complete(out: Path, source: Path, data: Artifact, dtype: str, changes: dict
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in sorted((data.path / "tokenizer").iterdir()):
         shutil.copyfile(path, out / path.name)
-
-
-def _base_name(recipe: Recipe) -> str:
-    """As the recipe names it, without the folders on the way: they are this machine's own."""
-    return recipe.model.base if recipe.model.base == NANO else Path(recipe.model.base).name
 
 
 def _recipe_sha256(recipe: Recipe) -> str:
