@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from edgeft import __version__
-from edgeft.artifact import write_atomic, writing
+from edgeft.artifact import refused_writes, writing
 from edgeft.console import Log
 from edgeft.errors import DataError, ModelError
 from edgeft.export.folder import Checkpoint, ModelFolder, open_checkpoint, read_folder
@@ -41,8 +41,10 @@ LARGEST_FILE_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; the weights of a larger model lie in a file beside it."""
 SMALL_BYTES = 1024
 """A smaller tensor stays in the graph: onnxruntime reads axes and the like before it opens any other file."""
+CALIBRATION_TOKENS = 512
+"""Longest text to calibrate on."""
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json",
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json",
     "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
 UNUSED = (*IGNORED, "vocab_*", "decoder.*")
@@ -52,7 +54,7 @@ HEAD = ("classifier.*", "pre_classifier.*", "head.*")
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """One encoder entry of `export.onnx`.
+    """One entry of `export.encoder`.
 
     `fp32` and `fp16` are float graphs. `int8` rounds weights once and inputs in every run, to the range of the whole
     batch; `int8_static` to ranges found on calibration texts by `calibrate_method`, so that a text's result depends
@@ -78,7 +80,7 @@ def export_encoder(
     texts: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write the folder `out`: model.onnx, config.json and the tokenizer; returns its record.
+    """Write the folder `out`: config.json, the tokenizer, and last model.onnx; returns its record.
 
     `task` None is what the model was trained for. `texts` calibrate int8; `int8_static` cannot do without. The record
     has `file`, `format`, `dtype`, `task`, and `bytes` of the graph with its weights. Raises ModelError for an
@@ -89,15 +91,14 @@ def export_encoder(
     source = _Source.open(folder, task)
     with log.progress(f"onnx {settings.dtype}", 1, "file") as progress:
         products = _products(source, settings, texts)
-        model = source.build(products)
-        out.mkdir(parents=True, exist_ok=True)
-        _write(model, out, _metadata(source, settings, provenance or {}))
+        graph = source.build(products)
+        with refused_writes(out):
+            for name in COPIED:
+                if (model_dir / name).is_file():
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(model_dir / name, out / name)
+        _write(graph, out, _metadata(source, settings, provenance or {}))
         progress.update(1)
-    for name in COPIED:
-        if (model_dir / name).is_file():
-            (out / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(model_dir / name, out / name)
-    write_atomic(out / "config.json", (model_dir / "config.json").read_bytes())
     size = sum((out / name).stat().st_size for name in (MODEL, DATA) if (out / name).is_file())
     return {"file": MODEL, "format": "onnx", "dtype": settings.dtype, "task": source.task, "bytes": size}
 
@@ -211,10 +212,6 @@ def _feeds(source: _Source, texts: Sequence[str], names: set[str]) -> list[dict[
         every = {IDS: ids, MASK: np.ones_like(ids), TYPES: np.zeros_like(ids)}
         feeds.append({name: every[name] for name in names})
     return feeds
-
-
-CALIBRATION_TOKENS = 512
-"""Longest text to calibrate on."""
 
 
 def _producer() -> tuple[str, str]:
