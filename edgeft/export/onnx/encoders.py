@@ -7,7 +7,6 @@ Inputs, outputs and file names are optimum's, so that its `ORTModelFor…` class
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -33,6 +32,7 @@ from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
 from edgeft.export.onnx.encoder_products import DynamicInt8, Float, Products, StaticInt8
 from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
 from edgeft.export.onnx.encoder_scalings import find_scalings
+from edgeft.export.onnx.folder import copy_files
 
 EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
 MODEL, DATA = "model.onnx", "model.onnx.data"
@@ -93,10 +93,7 @@ def export_encoder(
         products = _products(source, settings, texts)
         graph = source.build(products)
         with refused_writes(out):
-            for name in COPIED:
-                if (model_dir / name).is_file():
-                    (out / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(model_dir / name, out / name)
+            copy_files(folder, out, COPIED)
         _write(graph, out, _metadata(source, settings, provenance or {}))
         progress.update(1)
     size = sum((out / name).stat().st_size for name in (MODEL, DATA) if (out / name).is_file())

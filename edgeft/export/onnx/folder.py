@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ COPIED = (
 )  # fmt: skip
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int4": "_q4"}
 """transformers.js' file names (`src/utils/dtypes.js`); int4 in float16 is `_q4f16`."""
+
+OLDER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 GENAI_TYPES = {
     "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3",
@@ -43,19 +46,32 @@ def files_of(settings: OnnxSettings) -> Files:
 
 def write_surroundings(folder: ModelFolder, out: Path, decoder: Decoder, settings: OnnxSettings) -> None:
     """Copy tokenizer and configuration into `out`; add what the layout wants of its own."""
-    for name in COPIED:
-        if (folder.path / name).is_file():
-            shutil.copyfile(folder.path / name, out / name)
+    copy_files(folder, out, COPIED)
     if settings.layout == "transformers.js":
         name = Path(files_of(settings).graph).name
         config = {**folder.config, "transformers.js_config": {"use_external_data_format": {name: 1}}}
         _write_json(out / "config.json", config)
         if folder.chat_template is not None:  # it reads no chat_template.jinja
-            _write_json(
-                out / "tokenizer_config.json", {**folder.tokenizer_config, "chat_template": folder.chat_template}
-            )
+            named = {**_older_class(folder.tokenizer_config), "chat_template": folder.chat_template}
+            _write_json(out / "tokenizer_config.json", named)
     elif settings.layout == "genai":
         _write_json(out / "genai_config.json", genai_config(folder, decoder))
+
+
+def copy_files(folder: ModelFolder, out: Path, names: Iterable[str]) -> None:
+    """Copy those of the files `names` that the model folder has into `out`, a tokenizer's class by its older name."""
+    for name in names:
+        if (folder.path / name).is_file():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder.path / name, out / name)
+    if folder.tokenizer_config.get("tokenizer_class") in OLDER_CLASSES:
+        _write_json(out / "tokenizer_config.json", _older_class(folder.tokenizer_config))
+
+
+def _older_class(tokenizer_config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4, and so optimum-onnx, calls a tokenizer that is all in tokenizer.json; 5 knows it too."""
+    name = tokenizer_config.get("tokenizer_class")
+    return {**tokenizer_config, "tokenizer_class": OLDER_CLASSES[name]} if name in OLDER_CLASSES else tokenizer_config
 
 
 def genai_config(folder: ModelFolder, decoder: Decoder) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def test_a_folder_for_each_entry_and_a_record_of_it(folder: Path, tmp_path: Path
     assert records[0]["bytes"] == sum((made / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     copied = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert {path.name for path in made.iterdir()} == copied | {"model.onnx", "model.onnx.data", "genai_config.json"}
+    # The class as loaders built on transformers 4 know it.
+    assert json.loads((made / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     model = onnx.load(made / "model.onnx")
     assert (model.ir_version, model.opset_import[0].version) == (10, 21)
     assert {entry.key: entry.value for entry in model.metadata_props}["edgeft.run"] == "one"
