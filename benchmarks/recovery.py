@@ -31,7 +31,7 @@ from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
 from edgeft.runtime import load
 from edgeft.sections import Export, Gguf, Onnx
-from edgeft.sections_recover import Recover
+from edgeft.sections.recover import Recover
 from edgeft.stages import export, recover
 
 FILES: dict[str, Gguf | Onnx] = {

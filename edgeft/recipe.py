@@ -14,8 +14,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from edgeft.bench.budgets import parse_budget
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
-from edgeft.sections_distill import Distill
-from edgeft.sections_recover import Recover
+from edgeft.sections.distill import Distill
+from edgeft.sections.recover import Recover
 
 BASELINE = "baseline"
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")

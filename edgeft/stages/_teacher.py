@@ -18,7 +18,7 @@ from edgeft.data.rendering import encode_chat, encode_prompt
 from edgeft.data.teacher_api import ApiTeacher, Endpoint
 from edgeft.errors import ModelError, UsageError
 from edgeft.recipe import Recipe
-from edgeft.sections_distill import Distill, TeacherApi
+from edgeft.sections.distill import Distill, TeacherApi
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Examples, TokenSet
 from edgeft.training.distill_losses import Divergence, Objective, Teacher, distillation_loss_sum

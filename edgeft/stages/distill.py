@@ -14,7 +14,7 @@ from edgeft.bench.metrics import score_texts
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.recipe import Recipe
-from edgeft.sections_distill import Distill
+from edgeft.sections.distill import Distill
 from edgeft.stages._json import write_json
 from edgeft.stages._model import final_model
 from edgeft.stages._tasks import MAX_ANSWER_TOKENS

@@ -19,7 +19,7 @@ from edgeft.export.gguf.grids import SourceGrid, source_grids
 from edgeft.quant.recovery import recover
 from edgeft.quant.rounded import LowRank
 from edgeft.recipe import Recipe
-from edgeft.sections_recover import Recover
+from edgeft.sections.recover import Recover
 from edgeft.stages._calibrated import settings_to_train_for
 from edgeft.stages._grids import roundings_of
 from edgeft.stages._json import write_json

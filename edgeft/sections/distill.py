@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgeft.sections import Section
+from edgeft.sections.base import Section
 
 
 class TeacherApi(Section):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeft.sections import Section
+from edgeft.sections.base import Section
 
 
 class Recover(Section):
