@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "stages": (
         {
             "artifact", "bench", "console", "data", "errors", "export", "parity", "quant", "recipe", "report",
-            "sections", "sections_distill", "sections_recover", "training", "training_memory",
+            "sections", "training", "training_memory",
         },
         TORCH | {"sklearn"},
     ),
