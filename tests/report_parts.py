@@ -48,6 +48,8 @@ def parts() -> dict[str, Any]:
         ],
         "train": [{"step": i, "loss": 4.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 31)]
         + [{"step": 30, "eval_loss": 1.25}],
+        "recover": [{"step": i, "loss": 0.5 - i / 100, "tokens": 100, "seconds": 1.0} for i in range(1, 9)],
+        "recovered": {"file": "Q4_K_M", "kl_before": 0.0087, "kl_after": 0.0035},
         "distill": [{"step": i, "loss": 2.0 - i / 10, "tokens": 100, "seconds": 2.0} for i in range(1, 9)],
         "files": [
             {"file": "home-assistant-F16.gguf", "ftype": "F16", "bytes": 13_000_000, "sha256": "ab" * 32},

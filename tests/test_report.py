@@ -37,6 +37,8 @@ def test_terminal_report_is_narrow_and_ends_with_the_verdict() -> None:
         "validation loss 1.250 → 1.250",
         "time 1.0 min",
         "training loss 1.900 → 1.200",
+        "file Q4_K_M",
+        "KL 0.0087 → 0.0035",
         "home-assistant-Q4_K_M.gguf * 4.32 MB cdcdcd",
         "time between tokens",
         "Q4_K_M (llama.cpp) 0.910 0.020 2.50 1.000 FAIL",

@@ -16,10 +16,10 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the parts of a run, each of which may be missing.
 
     `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json),
-    `data_check` (what check.json counts by code, errors first), `train` and `distill`
-    (rows of log.jsonl), `files` (rows of files.json with sha256 and ships), `parity`, `baseline`, `bench`, `others`
-    and `verdict` (their JSON), `provenance` (names and values) and `settings` (the recipe's values by key) to what
-    the stages wrote. A section of the report is None where its part is missing.
+    `data_check` (what check.json counts by code, errors first), `train`, `distill` and `recover` (rows of log.jsonl),
+    `recovered` (the file, the KL before and after), `files` (rows of files.json with sha256 and ships), `parity`,
+    `baseline`, `bench`, `others` and `verdict` (their JSON), `provenance` (names and values) and `settings` (the
+    recipe's values by key) to what the stages wrote. A section of the report is None where its part is missing.
     """
     bench, baseline = parts.get("bench"), parts.get("baseline")
     benches = [bench, *(parts.get("others") or [])] if bench else []
@@ -30,6 +30,9 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "data_check": parts.get("data_check"),
         "training": _training(parts["train"]) if parts.get("train") else None,
         "distillation": _training(parts["distill"]) if parts.get("distill") else None,
+        "recovery": _training(parts["recover"]) | parts["recovered"]
+        if parts.get("recover") and parts.get("recovered")
+        else None,
         "files": parts.get("files"),
         "parity": parts.get("parity"),
         "candidates": candidates(benches, parts.get("files") or [], parts.get("parity")) if benches else None,

@@ -21,6 +21,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, list[str]]:
         "Parity": _parity(report["parity"]),
         "Training": _training(report["training"]),
         "Distillation": _training(report["distillation"]),
+        "Recovery": _training(report["recovery"]),
         **{f"{table['metric']} by {table['field']}": _slices(table) for table in report["slices"]},
     }
     return {title: list(charts) for title, charts in found.items()}

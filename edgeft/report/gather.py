@@ -29,9 +29,11 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
             parts["verdict" if stage == "gate" else stage] = _read(folders[stage] / name)
     if "data" in folders and (folders["data"] / "check.json").is_file():
         parts["data_check"] = _counted(_read(folders["data"] / "check.json"))
-    for stage in ("train", "distill"):
+    for stage in ("train", "distill", "recover"):
         if stage in folders and (folders[stage] / "log.jsonl").is_file():
             parts[stage] = _read_lines(folders[stage] / "log.jsonl")
+    if "recover" in parts:
+        parts["recovered"] = _recovered(folders["recover"])
     if "export" in folders and (folders["export"] / "files.json").is_file():
         parts["files"] = _files(folders["export"], recipe.get("ship"))
     if "bench" in folders and (folders["bench"] / "others.json").is_file():
@@ -39,6 +41,13 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
     parts["provenance"] = _provenance(folders)
     parts["settings"] = _settings(folders)
     return parts
+
+
+def _recovered(folder: Path) -> dict[str, Any]:
+    """For which file recovery trained the model (None: it made nothing better), and the KL before and after."""
+    metrics = _read(folder / "manifest.json")["metrics"]
+    file = _read(folder / "provenance.json").get("recovered_for")
+    return {"file": file, "kl_before": metrics["kl_before"], "kl_after": metrics["kl_after"]}
 
 
 def _counted(check: Mapping[str, Any]) -> list[dict[str, Any]]:

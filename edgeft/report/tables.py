@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeft.report.accuracy_tables import accuracy_tables, interval_text, paired_tables, reliability_table, slice_tables
@@ -29,6 +30,8 @@ def preparation_tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield _training("Training", report["training"], report["recipe"].get("method"))
     if report["distillation"]:
         yield _training("Distillation", report["distillation"])
+    if report["recovery"]:
+        yield _recovery(report["recovery"])
     if report["files"]:
         yield _files(report["files"])
 
@@ -120,6 +123,14 @@ def _training(title: str, training: Mapping[str, Any], method: str | None = None
     steps = training["loss_steps_averaged"]
     notes = [f"Training loss: mean of the first and last {steps} steps"] if steps > 1 else []
     return Table(title, ("", ""), rows, notes)
+
+
+def _recovery(recovery: Mapping[str, Any]) -> Table:
+    """KL on held-out examples, in torch, of the model with the file's own rounded weights."""
+    table = _training("Recovery", recovery)
+    before, after = recovery["kl_before"], recovery["kl_after"]
+    told = recovery["file"] or "no file: training made none better"
+    return replace(table, rows=[("file", told), ("KL", f"{before:.3g} → {after:.3g}"), *table.rows])
 
 
 def _files(files: list[Mapping[str, Any]]) -> Table:
