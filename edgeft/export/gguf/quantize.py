@@ -5,12 +5,11 @@ import os
 import re
 from pathlib import Path
 
-import llama_cpp
-
 from edgeft.artifact import writing
 from edgeft.errors import RuntimeFault, UsageError
 from edgeft.export.gguf.tensor_types import FTYPES, file_type
 from edgeft.runtime.header import check_gguf
+from edgeft.runtime.llama_library import llama_cpp
 from edgeft.runtime.llama_vocabulary import captured_log
 
 FELL_BACK = re.compile(r"warning: (\S+) +- ncols.*?required for type +(\S+?)\).*?falling back to +(\S+)")
