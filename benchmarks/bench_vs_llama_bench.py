@@ -167,9 +167,8 @@ def by_edgeft(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def outside_llama_decode(file: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Share of the time to the first token, and after it, that is spent outside llama.cpp's `llama_decode`."""
-    import llama_cpp
-
     from edgeft import runtime
+    from edgeft.runtime.llama_library import llama_cpp
 
     inside = 0.0
     decode = llama_cpp.llama_decode

@@ -6,18 +6,21 @@ Without files: the embedded base as Q4_K_M and as int4 ONNX.
 
 - `shared`: every thread asks for its share of different chats, tool calls, streams, constrained answers and labels,
   all greedy or with a seed. `equal`: answers that are what the same call gives alone. `waits_ms`: for an answer.
-- `cycles`: load, three tokens, close; resident memory after the first tenth against after the last cycle.
+- `cycles`: load, three tokens, close, in a process of its own; resident memory after the first tenth against after
+  the last cycle.
 - `cancel`: tokens that a stream still gives once it is cancelled from another thread.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ def main() -> None:
             name: {
                 "shared": shared(path, arguments.threads, arguments.generations),
                 "cancel": cancelled(path),
-                "cycles": opened_and_closed(path, arguments.cycles),
+                "cycles": in_a_process(opened_and_closed, path, arguments.cycles),
             }
             for name, path in paths.items()
         }
@@ -132,6 +135,12 @@ def cancelled(path: Path, times: int = 20) -> dict[str, int]:
             stream = model.stream(ids, max_new_tokens=10_000, ignore_eos=True, cancel=event)
             worst = max(worst, sum(done.is_set() for _ in stream))
     return {"times": times, "tokens_after": worst}
+
+
+def in_a_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What `function` returns in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def opened_and_closed(path: Path, cycles: int) -> dict[str, Any]:
