@@ -17,6 +17,7 @@ from edgeft.errors import ContextOverflow, RuntimeFault
 from edgeft.runtime.asynchronous import AsyncCalls
 from edgeft.runtime.chat import open_answer, open_prompt
 from edgeft.runtime.defaults import Defaults
+from edgeft.runtime.freed_memory import give_back
 from edgeft.runtime.history import Overflow
 from edgeft.runtime.model import Classification, Message, Options, Sampling
 from edgeft.runtime.optional import open_module
@@ -153,6 +154,7 @@ class TextModel(AsyncCalls, ABC):
                 self._running = None
                 self._prefixes.clear()
                 self._free()
+                give_back()
 
     def constraint(self, kind: str, given: Any) -> Any:
         """A constraint on one answer; see `Options`. Raises UsageError, MissingExtra."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeft.errors import ContextOverflow, ModelError, RuntimeFault
 from edgeft.runtime.encoder_folder import Confidence
+from edgeft.runtime.freed_memory import give_back
 from edgeft.runtime.model import Classification
 from edgeft.runtime.onnx_file import find_file
 from edgeft.runtime.onnx_session import open_session, run_fault
@@ -152,6 +153,7 @@ class EncoderModel(OnnxVocabulary):
     def close(self) -> None:
         """Free the memory. The model cannot be used afterwards; closing twice does no harm."""
         self._session = None
+        give_back()
 
     def keep_prefixes(self, folder: Path) -> None:
         """Nothing: an encoder has no prompts to keep. `edgeft.runtime.load` asks every model."""

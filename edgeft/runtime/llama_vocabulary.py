@@ -173,12 +173,16 @@ class LlamaVocabulary:
 
     def token_text(self, token: int) -> str:
         """The text of one entry of the vocabulary as the file spells it."""
-        text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
-        return text.decode(errors="replace")
+        with self._in_use:
+            self._check_open()
+            text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
+            return text.decode(errors="replace")
 
     def is_control(self, token: int) -> bool:
         """Whether `token` is a special token that no ordinary text contains."""
-        return bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
+        with self._in_use:
+            self._check_open()
+            return bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
 
     def special_id(self, name: str) -> int | None:
         """The id the file names for `bos`, `eos`, `eot`, `padding`, …, or None."""
