@@ -8,12 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.llama import LlamaModel
+
+if TYPE_CHECKING:
+    from edgeft.runtime.onnx import OnnxModel
 
 DEFAULT_N_CTX = 1024
 
@@ -82,22 +85,19 @@ def gguf_form(name: str, path: Path, n_threads: int | None = None) -> FormSource
     return FormSource(name, lambda n_ctx: GgufForm(path, n_ctx, n_threads))
 
 
-class GgufForm:
-    """See `Form`."""
+class RuntimeForm:
+    """A model of `edgeft.runtime` as a form; see `Form`. Closed with the `with` block."""
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int | None) -> None:
-        """Raises ModelError or RuntimeFault as `edgeft.runtime.load` does."""
-        check_gguf(path)
-        self.model = LlamaModel(path, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, n_gpu_layers=0)
-        file_type = int(self.model.metadata.get("general.file_type", -1))
+    def __init__(self, model: "LlamaModel | OnnxModel", family: str, special_ids: frozenset[int]) -> None:
+        self.model = model
         self.traits = Traits(
-            family=FILE_TYPE_FAMILIES.get(file_type, "q4"),
-            n_vocab=self.model.n_vocab,
-            n_ctx=self.model.n_ctx,
-            bos_id=self.model.special_id("bos"),
-            eos_id=self.model.special_id("eos"),
-            stop_ids=self.model.eos_ids,
-            special_ids=frozenset(i for i in range(self.model.n_vocab) if self.model.is_control(i)),
+            family=family,
+            n_vocab=model.n_vocab,
+            n_ctx=model.n_ctx,
+            bos_id=model.special_id("bos"),
+            eos_id=model.special_id("eos"),
+            stop_ids=model.eos_ids,
+            special_ids=special_ids,
         )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -119,3 +119,15 @@ class GgufForm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.model.close()
+
+
+class GgufForm(RuntimeForm):
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, path: Path, n_ctx: int, n_threads: int | None) -> None:
+        """Raises ModelError or RuntimeFault as `edgeft.runtime.load` does."""
+        check_gguf(path)
+        model = LlamaModel(path, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, n_gpu_layers=0)
+        file_type = int(model.metadata.get("general.file_type", -1))
+        control = frozenset(token for token in range(model.n_vocab) if model.is_control(token))
+        super().__init__(model, FILE_TYPE_FAMILIES.get(file_type, "q4"), control)

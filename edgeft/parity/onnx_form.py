@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import numpy as np
 import onnx
 
-from edgeft.parity.forms import DEFAULT_N_CTX, FormSource, Prompt, Traits
+from edgeft.parity.forms import DEFAULT_N_CTX, FormSource, RuntimeForm
 from edgeft.runtime.onnx import OnnxModel
 from edgeft.runtime.onnx_file import check_onnx, find_file
 
@@ -33,8 +30,8 @@ def precision_of(nodes: Iterable[onnx.NodeProto], *, half: bool) -> str:
     return f"{'int' if fewest <= 8 else 'fp'}{fewest}"
 
 
-class OnnxForm:
-    """See `edgeft.parity.forms.Form`."""
+class OnnxForm(RuntimeForm):
+    """An ONNX folder in onnxruntime."""
 
     def __init__(self, path: Path, n_ctx: int, n_threads: int | None, providers: Sequence[str]) -> None:
         """Raises what `OnnxModel` raises."""
@@ -42,33 +39,5 @@ class OnnxForm:
         check_onnx(file)
         graph = onnx.load(file, load_external_data=False).graph
         half = graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-        self.model = OnnxModel(path, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, providers=providers)
-        self.traits = Traits(
-            family=FAMILIES[precision_of(graph.node, half=half)],
-            n_vocab=self.model.n_vocab,
-            n_ctx=self.model.n_ctx,
-            bos_id=self.model.special_id("bos"),
-            eos_id=self.model.special_id("eos"),
-            stop_ids=self.model.eos_ids,
-            special_ids=self.model.special_ids(),
-        )
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """See `Form`."""
-        return self.model.tokenize(self.model.render(prompt.messages, tools=prompt.tools))
-
-    def answers(self, prompts: Sequence[Sequence[int]], n_gen: int) -> list[list[int]]:
-        """See `Form`."""
-        return [self.model.generate(ids, max_new_tokens=n_gen) for ids in prompts]
-
-    def logits(self, ids: Sequence[int], n_last: int) -> np.ndarray:
-        """See `Form`."""
-        return self.model.score(ids)[-n_last:]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.model.close()
+        model = OnnxModel(path, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, providers=providers)
+        super().__init__(model, FAMILIES[precision_of(graph.node, half=half)], model.special_ids())
