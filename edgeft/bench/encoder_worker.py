@@ -9,7 +9,6 @@
 import math
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from edgeft.bench import energy, host, memory
 from edgeft.bench.backends import Setup
 from edgeft.bench.noise import Watch
 from edgeft.bench.statistics import quantile
-from edgeft.bench.worker import TASKS, Say, forget, main, milliseconds, opener, timed
+from edgeft.bench.worker import TASKS, Say, forget, host_facts, main, milliseconds, opener, timed
 
 ANSWERS_AT_ONCE = 256
 """Texts labelled between two signs of life."""
@@ -31,14 +30,7 @@ def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
     opened, load_ms = timed(load)
     model: Any = opened
     try:
-        facts = {
-            **host.describe_host(),
-            "backend": host.versions(backend.DISTRIBUTIONS),
-            "setup": asdict(setup),
-            "n_threads": model.n_threads,
-            "n_ctx": model.n_ctx,
-            "load_average_before": before,
-        }
+        facts = host_facts(backend, setup, model, before)
         sizes = {"size_bytes": memory.size_bytes(path), "bundle_bytes": memory.bundle_bytes(path)}
         say("loaded", load_ms=[load_ms], page_cache=page_cache, host=facts, **sizes)
         counted = _speed(model, order, say)

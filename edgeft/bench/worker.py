@@ -67,14 +67,7 @@ def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
     before = host.load_average()
     model, load_ms = timed(load)
     work = backend.work(path, model)
-    facts = {
-        **host.describe_host(),
-        "backend": host.versions(backend.DISTRIBUTIONS),
-        "setup": asdict(setup),
-        "n_threads": model.n_threads,
-        "n_ctx": model.n_ctx,
-        "load_average_before": before,
-    }
+    facts = host_facts(backend, setup, model, before)
     try:
         cases, left_out = cases_of(model, order["prompts"], plan)
         say(
@@ -203,6 +196,18 @@ def opener(path: Path, setup: Setup) -> tuple[Backend, Load]:
     """The backend of the file, and how it is opened; the runtime is imported there, as an app would."""
     backend = backends.find(path, setup.backend)
     return backend, lambda: backend.open_model(path, setup)
+
+
+def host_facts(backend: Backend, setup: Setup, model: Any, load_before: Any) -> dict[str, Any]:
+    """The machine, the runtime and how it was set up; `load_before` is the load before the model was opened."""
+    return {
+        **host.describe_host(),
+        "backend": host.versions(backend.DISTRIBUTIONS),
+        "setup": asdict(setup),
+        "n_threads": model.n_threads,
+        "n_ctx": model.n_ctx,
+        "load_average_before": load_before,
+    }
 
 
 def forget(path: Path) -> dict[str, Any]:
