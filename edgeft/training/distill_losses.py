@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeft.training.batches import Batch
-from edgeft.training.losses import chunk_rows, separate_head
+from edgeft.training.losses import model_inputs, scaled_gradients, separate_head, sum_by_chunks
 
 TINY = torch.finfo(torch.float32).tiny
 PROJECTION = "distill_projection"
@@ -147,12 +147,7 @@ def head_inputs(
     """At the loss positions: hidden states (L, D) with the head's weight (V, D) and bias (V,), cut to `vocabulary`;
     logits (L, V), None and None where the head's product is not all there is to the logits."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-        "sequence_groups": batch.groups,
-    }
+    inputs = model_inputs(batch)
     head = separate_head(base)
     if head is None:
         return model(**inputs, logits_to_keep=batch.loss_positions).logits[0, :, :vocabulary], None, None
@@ -180,7 +175,7 @@ class ChunkedDistillation(torch.autograd.Function):
     """sum_i kd_ratio · D(p_i, q_i) − (1 − kd_ratio) · log q_i[label_i], gradients taken in the forward pass by chunks.
 
     hidden (L, D), weight (V, D), bias (V,) or None, labels (L,) → scalar float32; weight None: hidden are logits
-    (L, V). As in `losses.ChunkedCrossEntropy`, no logits outlive their chunk.
+    (L, V). No logits outlive their chunk; see `sum_by_chunks`.
     """
 
     @staticmethod
@@ -193,46 +188,14 @@ class ChunkedDistillation(torch.autograd.Function):
         targets: Targets,
         objective: Objective,
     ) -> torch.Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        head_trains = weight is not None and weight.requires_grad
-        bias_trains = bias is not None and bias.requires_grad
-        with torch.autocast(device, enabled=False):
-            h, w, b = hidden.to(dtype), _cast(weight, dtype), _cast(bias, dtype)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad_hidden = torch.empty_like(h) if hidden.requires_grad else None
-            grad_weight = torch.zeros_like(w, dtype=torch.float32) if w is not None and head_trains else None
-            grad_bias = torch.zeros_like(b, dtype=torch.float32) if b is not None and bias_trains else None
-            size = chunk_rows(h.shape[1] if w is None else len(w), head_trains=head_trains)
-            for at in range(0, len(labels), size):
-                part = slice(at, at + size)
-                logits = h[part].float() if w is None else F.linear(h[part], w, b).float()
-                loss, grad = loss_and_logit_gradient(objective, logits, labels[part], *targets.outcomes(part))
-                total += loss
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                grad = grad.to(dtype)
-                if grad_hidden is not None:
-                    grad_hidden[part] = grad if w is None else grad @ w
-                if grad_weight is not None:
-                    grad_weight += grad.t() @ h[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = hidden.dtype, None if weight is None else weight.dtype
-        return total
+        def of_chunk(part: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return loss_and_logit_gradient(objective, logits, labels[part], *targets.outcomes(part))
+
+        return sum_by_chunks(ctx, hidden, weight, bias, of_chunk)
 
     @staticmethod
     def backward(ctx: Any, *grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale = grad_output[0]
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        hidden_type, weight_type = ctx.dtypes
-        return (
-            None if grad_hidden is None else (grad_hidden * scale).to(hidden_type),
-            None if grad_weight is None else (grad_weight * scale).to(weight_type),
-            None if grad_bias is None else grad_bias * scale,
-            None,
-            None,
-            None,
-        )
+        return (*scaled_gradients(ctx, grad_output[0]), None, None, None)
 
 
 def loss_and_logit_gradient(
@@ -315,7 +278,3 @@ def _hidden_loss_sum(model: Any, hidden: torch.Tensor, given: HeadTargets) -> to
     """Summed over positions, the mean squared difference over the teacher's width."""
     projected = getattr(model, PROJECTION)(hidden) if hasattr(model, PROJECTION) else hidden
     return (projected.float() - given.hidden.float()).square().mean(-1).sum()
-
-
-def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
