@@ -7,9 +7,8 @@ are the same whatever the threads, and rows independent: so are the bytes.
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +20,12 @@ from edgeft.export.folder import Checkpoint, StoredTensor
 from edgeft.export.gguf.architectures import TensorRule
 from edgeft.export.gguf.architectures.base import unchanged
 from edgeft.export.gguf.header import Slot
+from edgeft.export.writers import Writers
 from edgeft.quant import ggml
 from edgeft.quant.ggml import GgmlType
 
 PIECE_WEIGHTS = 1 << 18
 """About as many weights are handled at once: 1 MB in float32, a few hundredths of a second in k-quants."""
-PIECES_AHEAD = 3
-"""Pieces a thread may lag behind the reader."""
 LARGE_BYTES = 64 << 20
 """A matrix made whole that takes more in float32 waits until the pieces before it are written."""
 
@@ -127,30 +125,13 @@ def stream(
     with what it raised. Raises ModelError for weights that are not finite or too
     large for their type; OSError when the disk refuses.
     """
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgeft-export")
-    pending: deque[Future[int]] = deque()
-    n_done = 0
-
-    def finish_oldest() -> None:
-        nonlocal n_done
-        n_done += pending.popleft().result()
-        if check.done():
-            check.result()
-        done.update(n_done // 1_000_000)
-
-    try:
+    with Writers(n_threads, done, check) as writers:
         for target in targets:
             if target.rule.change is not unchanged and 4 * math.prod(target.rule.shape) > LARGE_BYTES:
-                while pending:
-                    finish_oldest()
+                writers.finish()
             for piece in _pieces(target, weights):
-                if len(pending) >= PIECES_AHEAD * n_threads:
-                    finish_oldest()
-                pending.append(pool.submit(_write, file, start, piece, weights, rounder))
-        while pending:
-            finish_oldest()
-    finally:
-        pool.shutdown(cancel_futures=True)
+                writers.submit(_write, file, start, piece, weights, rounder)
+        writers.finish()
 
 
 def _pieces(target: Target, weights: Weights) -> Iterator[_Piece]:

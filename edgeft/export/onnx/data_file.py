@@ -7,9 +7,7 @@ same whatever the threads, and rows independent: so are the bytes.
 
 import math
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +19,11 @@ from edgeft.export.gguf.architectures.base import unchanged
 from edgeft.export.gguf.stream import Weights
 from edgeft.export.onnx.graph import FLOATS, Slot
 from edgeft.export.onnx.settings import Rounder
+from edgeft.export.writers import Writers
 from edgeft.quant.grids.onnx import MatMulNBits
 
 PIECE_WEIGHTS = 1 << 18
 """About as many weights are handled at once: 1 MB in float32."""
-PIECES_AHEAD = 3
-"""Pieces a thread may lag behind the reader."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +63,13 @@ def fill(
 
     Raises ModelError for weights that are not finite or too large for float16; OSError when the disk refuses.
     """
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgeft-export")
-    pending: deque[Future[int]] = deque()
-    n_done = 0
-
-    def finish_oldest() -> None:
-        nonlocal n_done
-        n_done += pending.popleft().result()
-        done.update(n_done // 1_000_000)
-
-    try:
+    with Writers(n_threads, done) as writers:
         for target in targets:
             if not target.rules:
                 _put(file, target.values.start, np.full(target.values.n_bytes, target.fill, np.uint8))
             for piece in _pieces(target, weights):
-                if len(pending) >= PIECES_AHEAD * n_threads:
-                    finish_oldest()
-                pending.append(pool.submit(_write, file, piece, weights, rounder))
-        while pending:
-            finish_oldest()
-    finally:
-        pool.shutdown(cancel_futures=True)
+                writers.submit(_write, file, piece, weights, rounder)
+        writers.finish()
 
 
 def _pieces(target: Target, weights: Weights) -> Iterator[_Piece]:
