@@ -5,8 +5,7 @@ Only numpy, onnxruntime, tokenizers and Jinja are needed. Shapes: T tokens of a 
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -60,14 +59,6 @@ class OnnxModel(OnnxVocabulary, TextModel):
         self.metadata |= checked.metadata
         self._n_past = 0
         TextModel.__init__(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _decode(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
         """See `TextModel._decode`. A graph that gives only the last token's logits is run a token at a time for
