@@ -22,7 +22,7 @@ import numpy as np
 from edgeft.bench import host
 from edgeft.bench.child import Child
 from edgeft.bench.examples import Example
-from edgeft.bench.statistics import FEWEST_RATIOS, RatioInterval, quantile, ratio_interval
+from edgeft.bench.statistics import RatioInterval, quantile, ratio_interval
 from edgeft.errors import EdgeftError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ ERROR = 0.01
 POWER = 0.90
 """With which probability the minimum detectable effect is detected."""
 FIRST_LOOK, LOOK_GROWTH = 10, 1.5
+FEWEST_RUNS = 8
+"""Below, an interval of level 1 - ERROR does not exist: eight coins show the same side in 2 of 256 throws."""
 FEWEST_BURSTS = 16
 MEDIAN_ERROR = 1.2533 * 1.4826
 """Standard error of the median of n normal values, in units of their median absolute deviation / sqrt(n)."""
@@ -90,7 +92,7 @@ class Pair:
 class Comparison:
     """What became of a comparison. `ratio` is the speed of B over that of A: above 1, B is faster.
 
-    `interval` is None below FEWEST_RATIOS runs; `failure` is what ended it early, the runs before it are kept.
+    `interval` is None below FEWEST_RUNS runs; `failure` is what ended it early, the runs before it are kept.
     `detectable` is the smallest true change (a share) that as many runs detect nine times of ten; `more_runs` is
     an estimate of how many would settle an inconclusive outcome.
     """
@@ -187,8 +189,8 @@ def judge_ratio(interval: RatioInterval, same_within: float) -> str:
 def _check(plan: ComparePlan) -> None:
     if plan.metric not in METRICS:
         raise UsageError(f"{plan.metric}: not a metric of compare; known: {', '.join(METRICS)}")
-    if plan.runs < FEWEST_RATIOS:
-        raise UsageError(f"{plan.runs} runs are too few for an interval; give at least {FEWEST_RATIOS}")
+    if plan.runs < FEWEST_RUNS:
+        raise UsageError(f"{plan.runs} runs are too few for an interval; give at least {FEWEST_RUNS}")
     if plan.bursts < 1 or plan.n_gen < 2:
         raise UsageError("a comparison needs at least 1 burst of 2 tokens: there is no gap in 1 token")
     if not 0 < plan.same_within < 1:
@@ -245,10 +247,10 @@ def _median_error(pair: Pair, metric: str) -> float:
 def _conclude(a: Side, b: Side, plan: ComparePlan, pairs: Sequence[Pair], failure: str | None) -> Comparison:
     ratios = tuple(float(np.exp(np.median(_log_ratios(pair, plan.metric)))) for pair in pairs)
     alpha = ERROR / len(looks(plan.runs))
-    interval = ratio_interval(ratios, alpha=alpha, seed=plan.seed) if len(ratios) >= FEWEST_RATIOS else None
+    interval = ratio_interval(ratios, alpha=alpha)
     outcome, detectable, more_runs = INCONCLUSIVE, None, None
     if interval is not None:
-        half = math.log(interval.high / interval.ratio)
+        half = math.log(interval.high / interval.low) / 2
         detectable = math.expm1(half + NormalDist().inv_cdf(POWER) * interval.log_se)
         if failure is None:
             outcome = judge_ratio(interval, plan.same_within)

@@ -35,7 +35,7 @@ for line in sys.stdin:
     itl = [SPEED * noise.lognormvariate(0, SPREAD) for _ in range(8)]
     print(json.dumps({"event": "burst", "ttft_ms": 5.0, "prefill_ms": 4.0, "itl_ms": itl}), flush=True)
 """
-QUICK = ComparePlan(runs=6, bursts=16, warmup=0)
+QUICK = ComparePlan(runs=8, bursts=16, warmup=0)
 
 
 def side(name: str, itl_ms: float = 1.0, spread: float = 0.01, fail: str = "pass") -> Side:
@@ -52,7 +52,7 @@ def test_outcomes_of_known_speeds(itl_ms: float, outcome: str) -> None:
     assert found.outcome == outcome
     assert found.interval is not None
     assert found.interval.ratio == pytest.approx(1 / itl_ms, rel=0.02)
-    assert (len(found.pairs), len(found.ratios), found.failure) == (6, 6, None)
+    assert (len(found.pairs), len(found.ratios), found.failure) == (8, 8, None)
     assert {len(found.pairs[0].bursts[name]) for name in ("a", "b")} == {16}
     assert found.exceeds(0.05) is (outcome == "slower")
     assert found.exceeds(0.05, strict=True) is (outcome == "slower")
@@ -96,7 +96,7 @@ def test_a_file_that_fails_midway(fail: str, message: str) -> None:
     assert found.exceeds(0.05, strict=True)
 
 
-@pytest.mark.parametrize(("good", "last"), [(3, "no outcome: too few runs were finished for an interval"), (6, "")])
+@pytest.mark.parametrize(("good", "last"), [(3, "no outcome: too few runs were finished for an interval"), (8, "")])
 def test_runs_before_a_failure_are_kept(tmp_path: Path, good: int, last: str) -> None:
     count = tmp_path / "count"
     fail = f"bursts or open({str(count)!r}, 'a').write('x'); os.path.getsize({str(count)!r}) > {good} and os.abort()"
@@ -281,12 +281,12 @@ def test_the_command_on_a_real_file(tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "model")
     file = tmp_path / "m.gguf"
     write_gguf(tmp_path / "model", file, ftype="F32", name="tiny", provenance={}, log=silent_log())
-    words = [str(file), str(file), "--runs", "6", "--bursts", "2", "--n-gen", "4", "--n-ctx", "128", "--n-threads", "1"]
+    words = [str(file), str(file), "--runs", "8", "--bursts", "2", "--n-gen", "4", "--n-ctx", "128", "--n-threads", "1"]
     out = tmp_path / "compare.json"
     done = CliRunner().invoke(command("compare", "Compare."), [*words, "--json", "--out", str(out)])
     assert done.exit_code == 0, done.output
     content = json.loads(out.read_text())
-    assert (content["complete"], len(content["ratios"])) == (True, 6)
+    assert (content["complete"], len(content["ratios"])) == (True, 8)
     assert content["pairs"][0]["ready"]["a"]["clock"] == ("cpu" if sys.platform in ("linux", "darwin") else "wall")
     assert {len(burst["itl_ms"]) for pair in content["pairs"] for burst in pair["bursts"]["b"]} == {3}
     shown = json.loads(done.stdout)
