@@ -10,10 +10,11 @@ keep
 forward about UNFUSED times that (its norms keep float32 copies, its MLP silu(gate) and the product). A recomputed
 layer keeps e · D. The first n of the L layers are recomputed, when the others have let theirs go; the peak is
 
-    process + w · weights + 16 · trained + N · (max(L − n, 1) kept + n e D + e · (3 F + 4 D)) + logits
+    process + w · weights + (16 + c) · trained + N · (max(L − n, 1) kept + n e D + e · (3 F + 4 D)) + logits
 
-16 bytes for each trained number (itself, its gradient, two moments of AdamW, all float32), the last term in the
-bracket for what the backward pass of one layer works in, and three float32 chunks of logits.
+16 bytes for each trained number (itself, its gradient, two moments of AdamW, all float32) and c = 2 more for its copy
+where products run in a type of 2 bytes, else 0; the last term in the bracket for what the backward pass of one layer
+works in, and three float32 chunks of logits.
 """
 
 import re
@@ -25,6 +26,7 @@ from edgeft.errors import RecipeError
 LOGIT_BYTES = 32 << 20  # of float32 logits that exist at once: about what a processor's cache holds
 PROCESS_BYTES = 450_000_000  # Python with torch, transformers and peft, before any model
 UNFUSED = {2: 2.3, 4: 1.5}  # what peft's forward keeps for each byte of the fused functions, by bytes of an element
+MASTER_BYTES = 4  # what trains is float32, whatever products run in
 FREE_SHARE = 0.8  # of the free memory, when no budget is given
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -67,7 +69,8 @@ def predict_peak(shape: ModelShape, micro_batch_tokens: int, recomputed: int) ->
         kept = round(UNFUSED[e] * kept)
     per_token = max(shape.layers - recomputed, 1) * kept + recomputed * e * shape.hidden
     per_token += e * (3 * shape.inner + 4 * shape.hidden)
-    fixed = PROCESS_BYTES + shape.weight_bytes + 16 * shape.trained + 3 * LOGIT_BYTES
+    copied = e if e < MASTER_BYTES else 0
+    fixed = PROCESS_BYTES + shape.weight_bytes + (16 + copied) * shape.trained + 3 * LOGIT_BYTES
     return fixed + micro_batch_tokens * per_token
 
 

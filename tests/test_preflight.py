@@ -11,7 +11,13 @@ from edgeft.pipeline import inspect, run
 from edgeft.plan import CLASSIFIER, STAGES
 from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, estimate, read_shape
 from edgeft.preflight.machine import CACHE_BYTES, decode_seconds
-from edgeft.preflight.training import CHECKPOINT_BYTES_PER_S, TrainingCost, trained_parameters, training_cost
+from edgeft.preflight.training import (
+    CHECKPOINT_BYTES_PER_S,
+    ENCODER_SHARE,
+    TrainingCost,
+    trained_parameters,
+    training_cost,
+)
 from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
 from edgeft.sections import Ftype
@@ -176,7 +182,7 @@ LORA = 4 * (2 * (128 + 96 + 96 + 128 + 3 * 192))  # r = 4: 8,192 numbers
             {"objective": "dpo", "eval_steps": 10},
             40_000 * 6 * (LINEAR + HEAD / 2) + (4 * 4_000 + 22_000) * 2 * (LINEAR + HEAD / 2),
         ),
-        ({"objective": "classification"}, 20_000 * 6 * LINEAR + 2 * 1_000 * 2 * LINEAR - CANARY),
+        ({"objective": "classification"}, (20_000 * 6 * LINEAR + 2 * 1_000 * 2 * LINEAR) / ENCODER_SHARE - CANARY),
         (
             {"stages": [{"objective": "text", "num_train_epochs": 1}, {"objective": "sft"}]},
             40_000 * 6 * (LINEAR + HEAD) + 20_000 * 6 * (LINEAR + HEAD / 2) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2),
