@@ -6,8 +6,9 @@ RUN is `<workdir>/<recipe name>` of a finished `edgeft run`. The recipe is read 
 the prepared data, and the prediction is made as if nothing but the data were up to date. Happened: minutes of training
 and its peak memory from the stage's own metrics (peak_rss_bytes is missing in runs from before it was recorded, and is
 that of the whole process, so of the stages before it too); minutes of other stages between the times of two manifests,
-below a second left out; bytes of every artifact. The load is that of the machine now, not then: what else ran beside a
-run is known to whoever ran it.
+below a second left out; bytes of every artifact. The row `whole` has everything after the data was prepared: minutes
+and bytes in all, imports included, and the largest memory that a stage told. The load is that of the machine now, not
+then: what else ran beside a run is known to whoever ran it.
 """
 
 import argparse
@@ -56,9 +57,9 @@ def compare(folder: Path) -> list[dict[str, Any]]:
             row = {"run": folder.name, "stage": stage, "what": what, "predicted": predicted, "happened": happened}
             rows.append(row | {"ratio": predicted / happened})
 
-    costs = estimate(recipe, states)
+    costs = whole = estimate(recipe, states)
     # Without the imports: `seconds` of the stage's metrics does not have them either.
-    costs["train"] = estimate_training(recipe, read_tokens(artifacts["data"]))
+    costs = costs | {"train": estimate_training(recipe, read_tokens(artifacts["data"]))}
     for stage, cost in costs.items():
         if stage not in artifacts:
             continue
@@ -70,6 +71,18 @@ def compare(folder: Path) -> list[dict[str, Any]]:
             add(stage, "disk MB", (cost.disk_bytes - cost.working_bytes) / 1e6, size_of(artifact) / 1e6)
         if "peak_rss_bytes" in artifact.metrics and cost.ram_bytes is not None:
             add(stage, "memory MB", cost.ram_bytes / 1e6, artifact.metrics["peak_rss_bytes"] / 1e6)
+    made = {stage: (whole[stage], artifacts[stage]) for stage in whole if stage in artifacts}
+    seconds = max(map(ended, artifacts.values())) - ended(artifacts["data"])
+    add("whole", "minutes", sum(cost.minutes or 0.0 for cost, _ in made.values()), seconds / 60)
+    kept = sum((cost.disk_bytes or 0.0) - cost.working_bytes for cost, _ in made.values())
+    add("whole", "disk MB", kept / 1e6, sum(size_of(artifact) for _, artifact in made.values()) / 1e6)
+    told = [
+        (cost.ram_bytes, artifact.metrics["peak_rss_bytes"])
+        for cost, artifact in made.values()
+        if cost.ram_bytes is not None and "peak_rss_bytes" in artifact.metrics
+    ]
+    if told:
+        add("whole", "memory MB", max(ram for ram, _ in told) / 1e6, max(peak for _, peak in told) / 1e6)
     return rows
 
 
