@@ -4,10 +4,11 @@
 
 The recipe's teacher is trained once (its stages up to `merge`). For each seed the recipe's student is distilled twice
 from the same start, over the same examples in the same order, with the same learning rate: as the recipe says, and
-with kd_ratio 0, which leaves the cross-entropy with the labels. `--labels-learning-rate` gives the second a rate of
-its own. All answer the whole test split greedily, in torch. The margin is the mean over seeds of the difference of
-the two scores; its standard error is that of this mean, and includes what the seed changes, not which examples are
-in the test split.
+with kd_ratio 0, which leaves the cross-entropy with the labels. Where the recipe has questions without answers, only
+the teacher can say anything of them: the second learns from what is labelled, in as many epochs more that it takes as
+many steps. `--labels-learning-rate` gives it a rate of its own. All answer the whole test split greedily, in torch.
+The margin is the mean over seeds of the difference of the two scores; its standard error is that of this mean, and
+includes what the seed changes, not which examples are in the test split.
 
 Beside it, for the recipe's trained teacher and the first distilled student, before and after its training: how far
 the loss over k cached tokens is from KL(teacher ‖ student) over the whole vocabulary, for each k and precision.
@@ -15,6 +16,7 @@ Everything made is kept in the work folder, so that an interrupted measurement g
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -72,6 +74,16 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def labelled_only(inputs: dict[str, Artifact]) -> tuple[dict[str, Artifact], float]:
+    """The inputs without questions that have no answer, and how many times as many examples there were with them."""
+    data = inputs["data"]
+    summary = json.loads((data.path / "summary.json").read_bytes())
+    labelled = summary["train"]["examples"] + summary["train"].get("variants", 0)
+    times = 1 + summary.get("unlabelled", {}).get("examples", 0) / labelled
+    files = {name: file for name, file in data.files.items() if name != "unlabelled.jsonl"}
+    return {**inputs, "data": dataclasses.replace(data, files=files)}, times
+
+
 def train_student(
     recipe: Recipe, arm: str, seed: int, inputs: dict[str, Artifact], out: Path, labels_rate: float | None, log: Log
 ) -> dict[str, Any]:
@@ -79,7 +91,13 @@ def train_student(
     assert recipe.distill is not None
     section = recipe.distill
     if arm == "labels":
-        section = section.model_copy(update={"kd_ratio": 0.0, "learning_rate": labels_rate or section.learning_rate})
+        inputs, times = labelled_only(inputs)
+        changed = {
+            "kd_ratio": 0.0,
+            "learning_rate": labels_rate or section.learning_rate,
+            "num_train_epochs": times * section.num_train_epochs,
+        }
+        section = section.model_copy(update=changed)
     out.mkdir(parents=True, exist_ok=True)
     metrics = distill.run(recipe.model_copy(update={"seed": seed, "distill": section}), inputs, out, log)
     scores = answer_scores(recipe, out, inputs["data"])

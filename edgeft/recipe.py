@@ -148,6 +148,10 @@ class Recipe(Section):
                 problems += recovery_problems(self.recover, self.train, self.export)
             if problems:
                 raise ValueError("\n".join(problems))
+        if self.data is not None and self.data.unlabelled is not None and self.distill is None:
+            raise ValueError(
+                "data.unlabelled: only the teacher of `distill` answers it; add the section or take it out"
+            )
         if self.distill is not None and (self.train is None or self.train.phases()[0].objective == "classification"):
             raise ValueError("distill: only a language model that `train` makes can be distilled; take the section out")
         return self

@@ -1,5 +1,6 @@
 """The distill stage: every kind of teacher and student, resuming, sharing the cache, what does not go together."""
 
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgeft.artifact import Artifact, write_manifest
-from edgeft.console import silent_log
+from edgeft.console import silent_log, terminal_log
 from edgeft.errors import ModelError, RecipeError
 from edgeft.plan import steps_of
 from edgeft.recipe import Recipe
@@ -105,6 +107,31 @@ def test_a_student_comes_out(folder: Path, tmp_path: Path, name: str) -> None:
         assert metrics["kl_to_teacher_after"] < metrics["kl_to_teacher_before"]
     logged = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in logged if "loss" in row] == list(range(1, int(metrics["steps"]) + 1))
+
+
+@pytest.mark.parametrize("section", [CUT, {"student": {"base": "small"}, "seq_kd": True, "max_new_tokens": 8}])
+def test_the_teacher_answers_what_has_no_answer(folder: Path, tmp_path: Path, section: dict[str, Any]) -> None:
+    """Sixteen examples with an answer, eight without: the student learns from all, of the last what the teacher says,
+    which transformers' own greedy generation says too."""
+    asked = [f"shade {i}" for i in range(8)]
+    rows = [{"messages": _turns(text, "")[:1]} for text in asked]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = _recipe(folder, section | {"max_new_tokens": 8})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"unlabelled": "asked.jsonl"})})
+    inputs = _inputs(folder, recipe, tmp_path)
+    (tmp_path / "out").mkdir()
+    said = io.StringIO()
+    distill.run(recipe, inputs, tmp_path / "out", terminal_log(said))
+    assert f"distill: {16 + 8} examples" in said.getvalue()
+    records = [json.loads(line) for path in tmp_path.glob("teacher-answers-*.jsonl") for line in path.open()]
+    answers = {record["question"]["messages"][-1]["content"]: record["answer"] for record in records}
+    assert set(asked) <= set(answers)
+    assert len(answers) == (24 if section.get("seq_kd") else 8)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
+    ids = tokenizer.apply_chat_template(rows[3]["messages"], add_generation_prompt=True, return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merge", dtype=torch.float32)
+    told = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert answers[asked[3]] == tokenizer.decode(told, skip_special_tokens=True).strip()
 
 
 def test_the_cached_teacher_teaches_what_the_live_one_does(folder: Path, tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_problems_of_incomplete_recipes(text: str, expected: str) -> None:
     assert any(expected in line for line in problems(text)), problems(text)
 
 
+def test_questions_without_answers_need_a_teacher() -> None:
+    assert "only the teacher of `distill` answers it" in problems(GOOD, "data.unlabelled=asked.jsonl")[0]
+
+
 def test_all_problems_at_once_in_order_of_lines() -> None:
     found = problems("name: X\nsed: 1\ntrain:\n  lora: {r: 0}\n  metod: full\n")
     assert [line.split(": ")[0] + ": " + line.split(": ")[1] for line in found] == [

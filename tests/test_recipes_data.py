@@ -208,6 +208,16 @@ class TestConverters:
         questions = ["".join(part["text"] for part in row["data"]).split() for row in raw["RateBook"]]
         assert [said(e).split() for e in examples if e["label"] == "RateBook"] == questions
 
+    def test_restaurant8k_with_few_labels(self, converted: dict[str, Path]) -> None:
+        folder = converted["restaurant8k"]
+        train, labelled = read(folder / "train.jsonl"), read(folder / "labelled.jsonl")
+        asked = [example["messages"] for example in read(folder / "unlabelled.jsonl")]
+        assert len(labelled) == 1024
+        assert all(example in train for example in labelled)
+        assert all([message["role"] for message in messages] == ["user"] for messages in asked)
+        questions = [messages[0]["content"] for messages in asked + [e["messages"] for e in labelled]]
+        assert sorted(questions) == sorted(example["messages"][0]["content"] for example in train)
+
     def test_restaurant8k_spans_are_copied(self, converted: dict[str, Path]) -> None:
         examples = read(converted["restaurant8k"] / "test.jsonl")
         assert sum(len(json.loads(answer(e))) for e in examples) == 3477

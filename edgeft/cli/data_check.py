@@ -103,7 +103,7 @@ def _check(
 def _files_of(recipe: "Recipe") -> list[Path]:
     if recipe.data is None or recipe.data.prepare is not None:
         raise click.UsageError("the recipe's data is made by a script: run `edgeft data RECIPE`, or name the files")
-    return [recipe.resolve(path) for path in recipe.data.files().values()]
+    return [recipe.resolve(path) for name, path in recipe.data.files().items() if name != "unlabelled"]
 
 
 def _schema_text(path: Path) -> str:

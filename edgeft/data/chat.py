@@ -5,7 +5,7 @@ assistant's answer. Other fields of the object are kept. This is the file hosted
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,25 @@ def read_chat(path: Path) -> list[Example]:
     Raises DataError naming file:line and the problem of every bad line (the first 20 shown), or that the
     file is missing, not UTF-8, or holds no example.
     """
+    return _read(path, parse_line)
+
+
+def read_questions(path: Path) -> list[Example]:
+    """Every conversation of a file up to the assistant's turn that is wanted; one that is there is left out.
+
+    Raises DataError like `read_chat`.
+    """
+    return _read(path, parse_question)
+
+
+def _read(path: Path, parse: Callable[[str, Path, int], Example]) -> list[Example]:
     examples: list[Example] = []
     problems: list[str] = []
     for number, text in _lines(path):
         if not text.strip():
             continue
         try:
-            examples.append(parse_line(text, path, number))
+            examples.append(parse(text, path, number))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -61,6 +73,29 @@ def read_chat(path: Path) -> list[Example]:
 
 def parse_line(text: str, path: Path, number: int) -> Example:
     """One line as an Example. Raises DataError as `file:line: problem`."""
+    example, where = _parse_messages(text, path, number), f"{path}:{number}"
+    messages = example.messages
+    if messages[-1]["role"] != "assistant":
+        has_one = any(m["role"] == "assistant" for m in messages)
+        problem = "the last message is not the assistant's" if has_one else "no assistant turn to learn from"
+        raise DataError(f"{where}: {problem}")
+    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise DataError(f"{where}: every answer has weight 0: there is nothing to learn")
+    if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
+        raise DataError(f"{where}: the assistant's answer is empty")
+    return example
+
+
+def parse_question(text: str, path: Path, number: int) -> Example:
+    """One line as an Example without the last answer. Raises DataError as `file:line: problem`."""
+    example = _parse_messages(text, path, number)
+    messages = example.messages[:-1] if example.messages[-1]["role"] == "assistant" else example.messages
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise DataError(f"{path}:{number}: no user's message that the teacher could answer")
+    return Example(messages, path, number, example.extra)
+
+
+def _parse_messages(text: str, path: Path, number: int) -> Example:
     where = f"{path}:{number}"
     try:
         row = json.loads(text)
@@ -73,14 +108,6 @@ def parse_line(text: str, path: Path, number: int) -> Example:
         raise DataError(f"{where}: messages is empty")
     for at, message in enumerate(messages):
         _check_message(message, f"{where}: messages[{at}]")
-    if messages[-1]["role"] != "assistant":
-        has_one = any(m["role"] == "assistant" for m in messages)
-        problem = "the last message is not the assistant's" if has_one else "no assistant turn to learn from"
-        raise DataError(f"{where}: {problem}")
-    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
-        raise DataError(f"{where}: every answer has weight 0: there is nothing to learn")
-    if not messages[-1]["content"].strip() and not messages[-1].get("tool_calls"):
-        raise DataError(f"{where}: the assistant's answer is empty")
     return Example(messages, path, number, row)
 
 

@@ -26,7 +26,8 @@ GUESSED_LOSS_SHARE = 0.4  # of a chat's tokens stand in the assistant's turns, w
 class Tokens:
     """The data: tokens of the training split (variants and weights included) and of a mean test prompt, and how many
     test examples; `loss_share` of the training tokens carry loss; `text` is of documents to go on pre-training with,
-    `pairs` and `pairs_validation` are of preferences, both answers and their prompt counted."""
+    `pairs` and `pairs_validation` are of preferences, both answers and their prompt counted; `unlabelled` is of
+    questions that a teacher answers, as long as the training examples."""
 
     train: float
     test_examples: float
@@ -38,6 +39,7 @@ class Tokens:
     text: float = 0.0
     pairs: float = 0.0
     pairs_validation: float = 0.0
+    unlabelled: float = 0.0
 
 
 def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
@@ -53,14 +55,16 @@ def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
     }
     test_lines, test = guessed.pop("test")
     validation_lines, validation = guessed.pop("validation", (0, 0.0))
-    train = sum(lines * tokens for lines, tokens in guessed.values()) * (1 + recipe.data.swap_copied_values)
+    asked, _ = guessed.pop("unlabelled", (0, 0.0))
+    train = sum(lines * tokens for lines, tokens in guessed.values())
+    each = train / max(1.0, sum(lines for lines, _ in guessed.values()))
     text, pairs = files.get("text"), 0.0
     if "preference" in files:
         lines, tokens = _guess_from_lines(files["preference"], _pair)
         pairs = lines * tokens
     share = recipe.data.preference_validation
     return Tokens(
-        train,
+        train * (1 + recipe.data.swap_copied_values),
         test_lines,
         test,
         validation_lines * validation,
@@ -68,6 +72,7 @@ def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
         text=text.stat().st_size / (CHARACTERS_PER_TOKEN + 0.5) if text else 0.0,
         pairs=pairs * (1 - share),
         pairs_validation=pairs * share,
+        unlabelled=asked * each,
     )
 
 
@@ -90,6 +95,9 @@ def read_tokens(prepared: Artifact) -> Tokens:
         text=float(summary.get("text", {}).get("tokens", 0)),
         pairs=_ids_in(prepared.path / "pairs-train.npz"),
         pairs_validation=_ids_in(prepared.path / "pairs-validation.npz"),
+        unlabelled=summary.get("unlabelled", {}).get("examples", 0)
+        * count["train_tokens"]
+        / max(1.0, count.get("train_examples", 1.0)),
     )
 
 

@@ -83,6 +83,9 @@ class Data(Section):
     text: str | None = None
     """File of plain text to go on pre-training with (`objective: text`): a .txt file, a blank line between two
     documents, or JSONL with `{"text": ...}`; also what is measured for forgetting when training is over."""
+    unlabelled: str | None = None
+    """File of questions without answers, for the teacher of `distill` to answer: chat JSONL whose last message is the
+    user's, or the assistant's, which is then not looked at."""
     preference: str | None = None
     """File of preferred and rejected answers (`objective: dpo` or `orpo`), in any format `edgeft data import`
     reads."""
@@ -103,6 +106,8 @@ class Data(Section):
             named["replay"] = self.replay.path
         if self.text is not None:
             named["text"] = self.text
+        if self.unlabelled is not None:
+            named["unlabelled"] = self.unlabelled
         if self.preference is not None:
             named["preference"] = self.preference
         return named | {"test": self.test}

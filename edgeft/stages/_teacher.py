@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.answer_log import AnswerLog, question_of, with_answers
-from edgeft.data.chat import Example, read_chat
+from edgeft.data.chat import Example, read_chat, read_questions
 from edgeft.data.rendering import encode_chat, encode_prompt
 from edgeft.data.teacher_api import ApiTeacher, Endpoint
 from edgeft.errors import ModelError, UsageError
@@ -102,8 +102,10 @@ def make_lesson(
     if teacher is None:
         assert section.teacher_api is not None
         return _lesson_over_api(recipe, section, section.teacher_api, data, root, log)
-    if section.seq_kd:
-        splits["train"] = _taught_tokens(recipe, section, data, teacher, root, log)
+    answered = [*(_examples(data, "train") if section.seq_kd else []), *_unlabelled(data)]
+    if answered:
+        taught = _taught_tokens(answered, recipe, section, data, teacher, root, log)
+        splits["train"] = taught if section.seq_kd else splits["train"].joined(taught)
     if teacher.vocabulary is None:
         log.say("distill: teacher and student cut texts otherwise; the student learns the teacher's answers alone")
         return Lesson(splits["train"], _unless_empty(splits["validation"]), next_token_loss_sum, {})
@@ -160,10 +162,15 @@ def _on_policy(recipe: Recipe, section: Distill, data: Artifact, tokens: TokenSe
 
 
 def _taught_tokens(
-    recipe: Recipe, section: Distill, data: Artifact, teacher: LocalTeacher, root: Path, log: Log
+    examples: list[Example],
+    recipe: Recipe,
+    section: Distill,
+    data: Artifact,
+    teacher: LocalTeacher,
+    root: Path,
+    log: Log,
 ) -> TokenSet:
-    """The training examples with the teacher's greedy answers."""
-    examples = _examples(data, "train")
+    """The examples with the teacher's greedy answers."""
     tokenizer = load_tokenizer(data.path / "tokenizer" if teacher.vocabulary is not None else teacher.folder)
     if tokenizer.chat_template is None:
         apply_template(tokenizer, recipe.model.chat_template, recipe.folder)
@@ -213,7 +220,7 @@ def _lesson_over_api(recipe: Recipe, section: Distill, api: TeacherApi, data: Ar
     teacher = ApiTeacher(endpoint, AnswerLog(root / f"teacher-answers-{name}.jsonl", endpoint.settings()))
     taught: dict[str, list[tuple[Example, dict[str, Any]]]] = {}
     for split in ("train", "validation"):
-        examples = _examples(data, split)
+        examples = [*_examples(data, split), *(_unlabelled(data) if split == "train" else [])]
         with log.progress(f"teacher answers, {split}", len(examples), "examples") as progress:
             records = teacher.answer_all([question_of(example) for example in examples], progress.update)
         pairs = zip(examples, records, strict=True)
@@ -267,6 +274,12 @@ def _encode(examples: Sequence[Example], recipe: Recipe, data: Artifact, asked: 
 def _examples(data: Artifact, split: str) -> list[Example]:
     names = [f"{split}.jsonl", f"{split}-variants.jsonl"]
     return [e for name in names if name in data.files and data.files[name].bytes for e in read_chat(data.file(name))]
+
+
+def _unlabelled(data: Artifact) -> list[Example]:
+    """The questions of which only the teacher knows the answers."""
+    file = data.files.get("unlabelled.jsonl")
+    return read_questions(data.file("unlabelled.jsonl")) if file is not None and file.bytes else []
 
 
 def _unless_empty(examples: Any) -> Any:

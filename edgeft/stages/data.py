@@ -11,7 +11,7 @@ from typing import Any
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
-from edgeft.data.chat import Example
+from edgeft.data.chat import Example, read_questions
 from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.plain import encode_texts, read_texts
 from edgeft.data.preferences import encode_pairs, read_pairs, split_pairs
@@ -55,6 +55,8 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             kept["train-variants"] = _add_variants(kept["train"], summary["train"], tokenizer, recipe, out, log)
         if "text" in objectives:
             summary["text"] = _write_texts(find(str(section.text)), tokenizer, section, out, log)
+        if section.unlabelled is not None:
+            summary["unlabelled"] = _write_questions(find(section.unlabelled), mixed.splits, out, log)
         if objectives & {"dpo", "orpo"}:
             summary |= _write_pairs(find(str(section.preference)), tokenizer, recipe, out, log)
         report: dict[str, dict[str, object]] = {name: dict(counts) for name, counts in summary.items()}
@@ -110,6 +112,23 @@ def _write_texts(path: Path, tokenizer: Any, section: Data, out: Path, log: Log)
     tokens.save(out / "tokens-text.npz")
     log.say(f"text: {len(texts)} documents, {len(tokens.input_ids):,} tokens")
     return {"documents": len(texts), "pieces": len(tokens), "tokens": len(tokens.input_ids)}
+
+
+def _write_questions(path: Path, splits: Mapping[str, list[Example]], out: Path, log: Log) -> dict[str, int]:
+    """Write unlabelled.jsonl: the questions of which no split has the answer. A teacher that answered those of the
+    test split would train the student for the verdict."""
+    known = {_question_key(example.messages[:-1]) for examples in splits.values() for example in examples}
+    questions = {_question_key(example.messages): example for example in read_questions(path)}
+    kept = [example for key, example in questions.items() if key not in known]
+    left_out = len(questions) - len(kept)
+    log.say(f"unlabelled: {len(kept)} questions" + (f"; {left_out} that stand in a split left out" if left_out else ""))
+    _write(out / "unlabelled.jsonl", kept)
+    return {"examples": len(kept), "left_out": left_out}
+
+
+def _question_key(messages: list[dict[str, Any]]) -> str:
+    """The same for questions that differ in case and spacing alone."""
+    return json.dumps([[message["role"], " ".join(message["content"].lower().split())] for message in messages])
 
 
 def _write_pairs(path: Path, tokenizer: Any, recipe: Recipe, out: Path, log: Log) -> dict[str, dict[str, int]]:

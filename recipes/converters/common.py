@@ -56,8 +56,11 @@ def tidy(text: str) -> str:
     return " ".join(text.split())
 
 
-def write_splits(out: Path, train: Sequence[Example], test: Sequence[Example], validation_share: float) -> None:
-    """Write the three files: the official test split as it is, validation carved out of the rest.
+def write_splits(
+    out: Path, train: Sequence[Example], test: Sequence[Example], validation_share: float
+) -> list[Example]:
+    """Write the three files: the official test split as it is, validation carved out of the rest. Returns what is in
+    train.jsonl.
 
     From training go the questions of the test split (compared without case and spacing) and repetitions.
     Of every label the `validation_share` with the smallest hashes is the validation split: it depends on
@@ -67,13 +70,25 @@ def write_splits(out: Path, train: Sequence[Example], test: Sequence[Example], v
     unseen = [example for example in train if _key(example) not in tested]
     unique = list({_key(example): example for example in reversed(unseen)}.values())[::-1]
     chosen = _smallest_hashes(unique, validation_share)
-    _write(out / "train.jsonl", (example for example in unique if _key(example) not in chosen))
+    kept = [example for example in unique if _key(example) not in chosen]
+    _write(out / "train.jsonl", kept)
     _write(out / "validation.jsonl", (example for example in unique if _key(example) in chosen))
     _write(out / "test.jsonl", test)
     sys.stderr.write(
-        f"train {len(unique) - len(chosen)}, validation {len(chosen)}, test {len(test)}; left out of train: "
+        f"train {len(kept)}, validation {len(chosen)}, test {len(test)}; left out of train: "
         f"{len(train) - len(unseen)} that are in test, {len(unseen) - len(unique)} repetitions\n"
     )
+    return kept
+
+
+def write_few_labels(out: Path, train: Sequence[Example], n_labelled: int) -> None:
+    """Write labelled.jsonl, the training examples with the smallest hashes, and unlabelled.jsonl, the questions of the
+    others without their answers."""
+    ranked = sorted(train, key=lambda example: _digest(_key(example)))
+    _write(out / "labelled.jsonl", ranked[:n_labelled])
+    lines = [{"messages": [{"role": "user", "content": example.question}]} for example in ranked[n_labelled:]]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (out / "unlabelled.jsonl").write_text(text, encoding="utf-8", newline="\n")
 
 
 def _smallest_hashes(examples: Sequence[Example], share: float) -> set[str]:

@@ -3,21 +3,26 @@
 The official test.json in full (3,731 turns). The answer is compact JSON of the spans, copied as said, in the
 order of SLOTS, `{}` if there is none. Slots the booking system had just asked for stand before the text, as
 in `[time] at 7 please`: without them "7" could be anything.
+
+labelled.jsonl has 1,024 of the training turns, an eighth of the official ones as in the few-shot splits of Coope et al.
+2020 (Span-ConveRT, ACL), unlabelled.jsonl what was said in the others.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from common import Example, data_folder, output_folder, read_json, tidy, write_splits
+from common import Example, data_folder, output_folder, read_json, tidy, write_few_labels, write_splits
 
 SLOTS = ("people", "time", "date", "first_name", "last_name")
 VALIDATION_SHARE = 0.05
+FEW_LABELS = 1024
 
 
 def main() -> None:
     out, folder = output_folder(__doc__), data_folder("restaurant8k") / "restaurant8k"
-    write_splits(out, _read(folder / "train_0.json"), _read(folder / "test.json"), VALIDATION_SHARE)
+    train = write_splits(out, _read(folder / "train_0.json"), _read(folder / "test.json"), VALIDATION_SHARE)
+    write_few_labels(out, train, FEW_LABELS)
 
 
 def _read(path: Path) -> list[Example]:

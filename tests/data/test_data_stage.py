@@ -25,13 +25,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(folder: Path, model: dict[str, Any] | None = None, **data: Any) -> tuple[dict[str, float], Path]:
+def _run(
+    folder: Path, model: dict[str, Any] | None = None, distill: dict[str, Any] | None = None, **data: Any
+) -> tuple[dict[str, float], Path]:
     recipe = {
         "name": "t",
         "model": {"base": "base", **(model or {})},
         "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl", "max_length": 64}
         | data,
         "train": {},
+        **({"distill": distill} if distill else {}),
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     out = folder / "out"
@@ -47,6 +50,24 @@ def test_the_prepared_set(folder: Path) -> None:
     assert metrics["train_tokens"] == len(tokens.input_ids) == tokens.offsets[-1]
     assert metrics["train_loss_tokens"] == tokens.loss_mask.sum()
     assert (out / "tokenizer" / "chat_template.jinja").read_text().startswith("{% for message")
+
+
+def test_questions_without_answers_that_no_split_answers(folder: Path) -> None:
+    asked = ["light on", "LIGHT  on", "heat up", "heat up", "door shut"]
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in asked]
+    rows[2]["messages"].append({"role": "assistant", "content": "not looked at"})
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out = _run(folder, unlabelled="asked.jsonl", distill={"student": {"num_hidden_layers": 1}})
+    kept = [json.loads(line)["messages"] for line in (out / "unlabelled.jsonl").read_text().splitlines()]
+    assert kept == [[{"role": "user", "content": text}] for text in ("heat up", "door shut")]
+    assert json.loads((out / "summary.json").read_text())["unlabelled"] == {"examples": 2, "left_out": 1}
+
+
+def test_a_line_without_a_question_is_named(folder: Path) -> None:
+    row = {"messages": [{"role": "system", "content": "be brief"}]}
+    (folder / "asked.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"asked\.jsonl:1: no user's message that the teacher could answer"):
+        _run(folder, unlabelled="asked.jsonl", distill={"student": {"num_hidden_layers": 1}})
 
 
 @pytest.mark.parametrize(("policy", "kept", "dropped", "truncated"), [("drop", 2, 1, 0), ("truncate", 3, 0, 1)])
