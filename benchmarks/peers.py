@@ -12,6 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULT = "RESULT "
+MEMORY = {"peak_rss": "peak_rss_mb"}
 SHAPES = {
     "smollm2-135m": {
         "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -55,14 +56,16 @@ def by_contender(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def medians_and_ratios(runs: list[dict[str, Any]], kept: Sequence[str], rates: dict[str, str]) -> dict[str, Any]:
-    """Medians of the numbers `kept` of each contender, and ours over every peer's: `rates` (ratio: number) and
-    peak_rss."""
+def medians_and_ratios(
+    runs: list[dict[str, Any]], kept: Sequence[str], rates: dict[str, str], memory: dict[str, str] = MEMORY
+) -> dict[str, Any]:
+    """Medians of the numbers `kept` of each contender, and ours over every peer's: `rates` and `memory`
+    (ratio: number)."""
     table = {
         name: {key: statistics.median(run[key] for run in some) for key in kept if key in some[0]}
         for name, some in by_contender(runs).items()
     }
-    numbers = rates | {"peak_rss": "peak_rss_mb"}
+    numbers = rates | memory
     ratios = {
         f"{ours} vs {peer}": {ratio: table[ours][key] / table[peer][key] for ratio, key in numbers.items()}
         for ours in table

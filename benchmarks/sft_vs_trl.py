@@ -43,15 +43,15 @@ BATCH, LEARNING_RATE, SEED = 8, 1e-4, 7
 GEMM = (2048, 576, 1536)
 
 
-def make_examples(n: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random ids with the lengths of `LENGTH`, and labels, -100 where nothing is learned; the same for everyone."""
+def make_examples(n: int, vocabulary: int, lengths: dict[str, Any] = LENGTH) -> list[dict[str, list[int]]]:
+    """Random ids with log-normal `lengths`, and labels, -100 where nothing is learned; the same for everyone."""
     import numpy as np
 
     rng = np.random.default_rng(SEED)
     examples = []
     for _ in range(n):
-        drawn = rng.lognormal(np.log(LENGTH["median"]), LENGTH["sigma"])
-        length = int(np.clip(drawn, LENGTH["least"], LENGTH["most"]))
+        drawn = rng.lognormal(np.log(lengths["median"]), lengths["sigma"])
+        length = int(np.clip(drawn, lengths["least"], lengths["most"]))
         ids = rng.integers(3, vocabulary, length).tolist()
         prompt = max(1, int(length * rng.uniform(0.2, 0.8)))
         examples.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
