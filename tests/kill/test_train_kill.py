@@ -33,13 +33,15 @@ class Forks:
         )
         assert self._answer() == "ready"
 
-    def train(self, out: Path, kill_after_s: float | None = None) -> int:
-        """Train in `out`, killed after so many seconds if it still runs; the exit code."""
+    def train(self, out: Path, kill_after_s: float | None = None, kill_at_row: int = 0) -> int:
+        """Train in `out`, killed so many seconds after the log has so many rows, if it still runs; the exit code."""
         assert self.process.stdin is not None
         print(out, file=self.process.stdin, flush=True)
         pid, ended = int(self._answer()), threading.Event()
 
         def strike() -> None:
+            while rows(out) < kill_at_row and not ended.wait(0.001):
+                pass
             if kill_after_s is not None and not ended.wait(kill_after_s):
                 os.kill(pid, signal.SIGKILL)
 
@@ -60,6 +62,12 @@ class Forks:
         return self.process.stdout.readline().strip()
 
 
+def rows(out: Path) -> int:
+    """Rows in the log so far."""
+    log = out / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
     running = Forks()
@@ -69,8 +77,8 @@ def forks() -> Iterator[Forks]:
 
 def outcome(out: Path) -> tuple[dict[str, Any], list[str]]:
     """Weights, best state and step, and the rows of the log without the time they took."""
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    stripped = [json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows]
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    stripped = [json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in logged]
     return torch.load(out / "weights.pt", weights_only=True), stripped
 
 
@@ -89,8 +97,9 @@ def test_ten_kills_and_ten_kills_in_a_row(forks: Forks, tmp_path: Path) -> None:
     assert 0 < expected[0]["best"][0] < expected[0]["steps"]  # the last state is not the best: it must be restored
     moments, hits = random.Random(20240607), 0
     for kill in range(KILLS):
-        out = tmp_path / f"kill-{kill}"
-        hits += forks.train(out, kill_after_s=whole_s * (kill + moments.random()) / KILLS) == -signal.SIGKILL
+        out, row = tmp_path / f"kill-{kill}", len(expected[1]) * kill // KILLS
+        step_s = whole_s / len(expected[1])
+        hits += forks.train(out, kill_after_s=step_s * moments.random(), kill_at_row=row) == -signal.SIGKILL
         assert forks.train(out) == 0
         assert_same(outcome(out), expected)
     assert hits >= KILLS // 2
