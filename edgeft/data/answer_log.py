@@ -62,21 +62,16 @@ class AnswerLog:
 def question_of(example: Example) -> dict[str, Any]:
     """The conversation of an example up to its last answer, where it has one, and the tools it may call."""
     tools = example.extra.get("tools")
-    return {"messages": _asked(example), **({"tools": tools} if tools else {})}
+    return {"messages": example.question, **({"tools": tools} if tools else {})}
 
 
 def with_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[Example]:
     """The examples with these last answers; what the teacher left empty is left out."""
     return [
-        Example([*_asked(e), {"role": "assistant", "content": answer}], e.path, e.line, e.extra)
+        Example([*e.question, {"role": "assistant", "content": answer}], e.path, e.line, e.extra)
         for e, answer in zip(examples, answers, strict=True)
         if answer.strip()
     ]
-
-
-def _asked(example: Example) -> list[dict[str, Any]]:
-    messages = example.messages
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def _cut_unfinished(path: Path) -> None:

@@ -5,7 +5,7 @@ assistant's answer. Other fields of the object are kept. This is the file hosted
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,19 @@ class Example:
         """The last message, the assistant's."""
         return str(self.messages[-1]["content"])
 
+    @property
+    def question(self) -> list[dict[str, Any]]:
+        """The messages before the last answer, which need not be there."""
+        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
     def canonical(self) -> str:
         """One JSON line, messages first."""
         return json.dumps({"messages": self.messages, **self.extra}, ensure_ascii=False)
+
+
+def conversation_key(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The same for conversations that differ in case and spacing alone."""
+    return "\x1e".join(f"{m['role']}\x1f{' '.join(m['content'].lower().split())}" for m in messages)
 
 
 def read_chat(path: Path) -> list[Example]:
@@ -89,10 +99,9 @@ def parse_line(text: str, path: Path, number: int) -> Example:
 def parse_question(text: str, path: Path, number: int) -> Example:
     """One line as an Example without the last answer. Raises DataError as `file:line: problem`."""
     example = _parse_messages(text, path, number)
-    messages = example.messages[:-1] if example.messages[-1]["role"] == "assistant" else example.messages
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
+    if not example.question or example.question[-1]["role"] not in ("user", "tool"):
         raise DataError(f"{path}:{number}: no user's message that the teacher could answer")
-    return Example(messages, path, number, example.extra)
+    return Example(example.question, path, number, example.extra)
 
 
 def _parse_messages(text: str, path: Path, number: int) -> Example:

@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from typing import Any
 
+from edgeft.data.chat import conversation_key
 from edgeft.data.check.duplicates import Bands, Joined
 from edgeft.data.check.examine import Options, examine_rows
 from edgeft.data.formats import Example
@@ -50,7 +51,8 @@ def split_examples(
     by_stratum: dict[str, list[tuple[str, list[int]]]] = defaultdict(list)
     for some in members.values():
         order = min(
-            hashlib.sha256(f"{seed}\0{_content(examples[at])}".encode(errors="replace")).hexdigest() for at in some
+            hashlib.sha256(f"{seed}\0{conversation_key(examples[at]['messages'])}".encode(errors="replace")).hexdigest()
+            for at in some
         )
         by_stratum[min(strata[at] for at in some)].append((order, some))
     places = [""] * len(examples)
@@ -87,7 +89,7 @@ def _groups(examples: list[Example], group: str | None) -> list[int]:
 
     seen: dict[str, int] = {}
     for at, example in enumerate(examples):
-        keys = ["content " + _content(example), "prompt " + _prompt(example)]
+        keys = ["content " + conversation_key(example["messages"]), "prompt " + _prompt(example)]
         if group and group in example:
             keys.append("group " + repr(example[group]))
         for key in keys:
@@ -100,7 +102,9 @@ def _groups(examples: list[Example], group: str | None) -> list[int]:
 def twins_of(examples: list[Example], *, near: bool) -> set[int]:
     """Indices of the examples that repeat an earlier one, exactly or nearly."""
     first: dict[str, int] = {}
-    doubled = {at for at, example in enumerate(examples) if first.setdefault(_content(example), at) != at}
+    doubled = {
+        at for at, example in enumerate(examples) if first.setdefault(conversation_key(example["messages"]), at) != at
+    }
     if near:
         doubled |= {at for at, _ in _near_twins(examples)}
     return doubled
@@ -119,16 +123,12 @@ def _near_twins(examples: list[Example]) -> list[tuple[int, int]]:
         bands.close()
 
 
-def _content(example: Example) -> str:
-    return "\x1e".join(f"{m['role']}\x1f{' '.join(m['content'].lower().split())}" for m in example["messages"])
-
-
 def _prompt(example: Example) -> str:
     """What is asked; an example without a question is its own prompt."""
     asked = example["messages"][:-1]
     if all(message["role"] != "user" for message in asked):
-        return _content(example)
-    return _content({"messages": asked})
+        return conversation_key(example["messages"])
+    return conversation_key(asked)
 
 
 def _field(example: Example, name: str) -> str:

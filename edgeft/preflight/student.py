@@ -36,11 +36,10 @@ def distilling_flops(recipe: Recipe, base: Shape, tokens: Tokens) -> float:
     assert section is not None
     teacher, student = teacher_shape(recipe, base).n_params, final_shape(recipe, base).n_params
     passes = section.num_train_epochs if section.live else 1.0
-    train = tokens.train + tokens.unlabelled
-    answered = (train if section.seq_kd else tokens.unlabelled) * tokens.loss_share
+    answered = (tokens.taught if section.seq_kd else tokens.unlabelled) * tokens.loss_share
     judged = 2 * tokens.validation * 2 * (teacher + student)
-    taught = 0.0 if section.teacher_api else 2 * teacher * (passes * (train + tokens.validation) + answered)
-    return 6 * student * train * section.num_train_epochs + taught + judged
+    taught = 0.0 if section.teacher_api else 2 * teacher * (passes * (tokens.taught + tokens.validation) + answered)
+    return 6 * student * tokens.taught * section.num_train_epochs + taught + judged
 
 
 def distilling_bytes(recipe: Recipe, base: Shape, tokens: Tokens) -> tuple[float, float]:
@@ -48,11 +47,7 @@ def distilling_bytes(recipe: Recipe, base: Shape, tokens: Tokens) -> tuple[float
     section = recipe.distill
     assert section is not None
     teacher, student = teacher_shape(recipe, base), final_shape(recipe, base)
-    cached = (
-        0.0
-        if section.live or section.teacher_api
-        else CACHED_BYTES * (tokens.train + tokens.unlabelled) * tokens.loss_share
-    )
+    cached = 0.0 if section.live or section.teacher_api else CACHED_BYTES * tokens.taught * tokens.loss_share
     shape = ModelShape(
         hidden=student.hidden_size,
         inner=student.inner,

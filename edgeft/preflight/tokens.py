@@ -41,6 +41,11 @@ class Tokens:
     pairs_validation: float = 0.0
     unlabelled: float = 0.0
 
+    @property
+    def taught(self) -> float:
+        """What a student learns: the training split, and what the teacher answers beside it."""
+        return self.train + self.unlabelled
+
 
 def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
     """Exact from the prepared data, else guessed from files; None where a script makes data from nothing."""

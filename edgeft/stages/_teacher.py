@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,13 +273,17 @@ def _encode(examples: Sequence[Example], recipe: Recipe, data: Artifact, asked: 
 
 def _examples(data: Artifact, split: str) -> list[Example]:
     names = [f"{split}.jsonl", f"{split}-variants.jsonl"]
-    return [e for name in names if name in data.files and data.files[name].bytes for e in read_chat(data.file(name))]
+    return [example for name in names for example in _read(data, name, read_chat)]
 
 
 def _unlabelled(data: Artifact) -> list[Example]:
     """The questions of which only the teacher knows the answers."""
-    file = data.files.get("unlabelled.jsonl")
-    return read_questions(data.file("unlabelled.jsonl")) if file is not None and file.bytes else []
+    return _read(data, "unlabelled.jsonl", read_questions)
+
+
+def _read(data: Artifact, name: str, read: Callable[[Path], list[Example]]) -> list[Example]:
+    """The examples of a file; none where there is no such file, or nothing in it."""
+    return read(data.file(name)) if name in data.files and data.files[name].bytes else []
 
 
 def _unless_empty(examples: Any) -> Any:

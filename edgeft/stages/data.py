@@ -11,7 +11,7 @@ from typing import Any
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
-from edgeft.data.chat import Example, read_questions
+from edgeft.data.chat import Example, conversation_key, read_questions
 from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.plain import encode_texts, read_texts
 from edgeft.data.preferences import encode_pairs, read_pairs, split_pairs
@@ -117,18 +117,13 @@ def _write_texts(path: Path, tokenizer: Any, section: Data, out: Path, log: Log)
 def _write_questions(path: Path, splits: Mapping[str, list[Example]], out: Path, log: Log) -> dict[str, int]:
     """Write unlabelled.jsonl: the questions of which no split has the answer. A teacher that answered those of the
     test split would train the student for the verdict."""
-    known = {_question_key(example.messages[:-1]) for examples in splits.values() for example in examples}
-    questions = {_question_key(example.messages): example for example in read_questions(path)}
+    known = {conversation_key(example.question) for examples in splits.values() for example in examples}
+    questions = {conversation_key(example.question): example for example in read_questions(path)}
     kept = [example for key, example in questions.items() if key not in known]
     left_out = len(questions) - len(kept)
     log.say(f"unlabelled: {len(kept)} questions" + (f"; {left_out} that stand in a split left out" if left_out else ""))
     _write(out / "unlabelled.jsonl", kept)
     return {"examples": len(kept), "left_out": left_out}
-
-
-def _question_key(messages: list[dict[str, Any]]) -> str:
-    """The same for questions that differ in case and spacing alone."""
-    return json.dumps([[message["role"], " ".join(message["content"].lower().split())] for message in messages])
 
 
 def _write_pairs(path: Path, tokenizer: Any, recipe: Recipe, out: Path, log: Log) -> dict[str, dict[str, int]]:
