@@ -150,9 +150,9 @@ def by_llama_bench(file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens_per_s": (["-p", str(prompt), "-n", "0"], prompt),
         "decode_tokens_per_s": (["-p", "0", "-n", str(decode), "-d", str(prompt)], decode),
     }
+    environment = os.environ | {"LD_LIBRARY_PATH": str(LIBRARIES)}
     found = {}
     for rate, (test, tokens) in tests.items():
-        environment = os.environ | {"LD_LIBRARY_PATH": str(LIBRARIES)}
         done = subprocess.run([*common, *test], capture_output=True, text=True, check=True, env=environment)
         samples = json.loads(done.stdout)[0]["samples_ns"]
         found[rate] = 1e9 * tokens * len(samples) / sum(samples)

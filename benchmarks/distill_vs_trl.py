@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import RESULT, SHAPES, by_contender, measure, medians_and_ratios, take_turns
+from peers import RESULT, SHAPES, by_contender, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "batch", "threads", "micro_batch_tokens", "top_k")
@@ -207,38 +207,28 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=TEACHERS, default="smollm2-135m")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps in one epoch")
-    parser.add_argument("--batch", type=int, default=8, help="examples in one optimizer step")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--top-k", type=int, default=64, help="tokens cached at each position")
-    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        child(arguments)
-        return
-    name = "distill_vs_trl.json" if arguments.shape != "tiny" else "distill_tiny.json"
-    settings = {name: getattr(arguments, name) for name in OPTIONS} | {
+def plan(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The result file, and settings that are no options."""
+    further = {
         "epochs": EPOCHS,
         "learning_rate": LEARNING_RATE,
         "lengths": LENGTHS,
         "teacher": TEACHERS[arguments.shape],
         "peer": "trl 1.16.0",
     }
+    return "distill_vs_trl.json" if arguments.shape != "tiny" else "distill_tiny.json", further
 
-    def run(name: str) -> dict[str, Any]:
-        return measure(__file__, name, arguments, OPTIONS)
 
-    take_turns(
-        arguments.contenders, arguments.repeats, run, compare, settings, arguments.out or HERE / "results" / name
-    )
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=TEACHERS, default="smollm2-135m")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps in one epoch")
+    parser.add_argument("--batch", type=int, default=8, help="examples in one optimizer step")
+    parser.add_argument("--repeats", dest="rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--top-k", type=int, default=64, help="tokens cached at each position")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    race(__file__, parser, CONTENDERS, OPTIONS, child=child, compare=compare, plan=plan)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import RESULT, SHAPES, by_contender, measure, medians_and_ratios, take_turns
+from peers import RESULT, SHAPES, by_contender, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "batch", "threads", "micro_batch_tokens")
@@ -197,34 +197,21 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def plan(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The result file, and settings that are no options."""
+    further = {"beta": BETA, "learning_rate": LEARNING_RATE, "lengths": LENGTHS, "peer": "trl 1.16.0"}
+    return "dpo_vs_trl.json" if arguments.shape != "tiny" else "dpo_tiny.json", further
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4, help="pairs in one optimizer step")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", dest="rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        child(arguments)
-        return
-    out = arguments.out or HERE / "results" / ("dpo_vs_trl.json" if arguments.shape != "tiny" else "dpo_tiny.json")
-    settings = {name: getattr(arguments, name) for name in OPTIONS} | {
-        "beta": BETA,
-        "learning_rate": LEARNING_RATE,
-        "lengths": LENGTHS,
-        "peer": "trl 1.16.0",
-    }
-
-    def run(name: str) -> dict[str, Any]:
-        return measure(__file__, name, arguments, OPTIONS)
-
-    take_turns(arguments.contenders, arguments.repeats, run, compare, settings, out)
+    race(__file__, parser, CONTENDERS, OPTIONS, child=child, compare=compare, plan=plan)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,39 @@ def medians_and_ratios(
     return {"median": table, "ratios": ratios}
 
 
+def race(
+    script: str,
+    parser: argparse.ArgumentParser,
+    contenders: Sequence[str],
+    options: Sequence[str],
+    *,
+    child: Callable[[argparse.Namespace], None],
+    compare: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    plan: Callable[[argparse.Namespace], tuple[str, dict[str, Any]]],
+    default: Sequence[str] | None = None,
+) -> None:
+    """The main program of `script`: the contenders take turns, each run a fresh process of it, which calls `child`.
+
+    `parser` has the arguments of its own (`rounds` and `threads` among them), of which a run gets `options`. `plan`
+    names the result file and what of the settings is not among the options.
+    """
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=list(default or contenders))
+    parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--run", choices=contenders, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        child(arguments)
+        return
+    name, further = plan(arguments)
+    settings = {option: getattr(arguments, option) for option in options} | further
+
+    def run(contender: str) -> dict[str, Any]:
+        return measure(script, contender, arguments, options)
+
+    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, arguments.out or HERE / "results" / name)
+
+
 def take_turns(
     contenders: Sequence[str],
     rounds: int,

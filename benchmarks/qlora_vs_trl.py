@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import HERE, RESULT, SHAPES, measure, medians_and_ratios, take_turns
+from peers import HERE, RESULT, SHAPES, medians_and_ratios, race
 from sft_vs_trl import LEARNING_RATE, SEED, make_examples
 
 LLAMA = {"num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128_256}
@@ -232,6 +232,12 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return medians_and_ratios(runs, kept, {"speed": "tokens_per_s"}, memory={memory.removesuffix("_mb"): memory})
 
 
+def plan(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The result file, and settings that are no options."""
+    further = {"batch": BATCH, "learning_rate": LEARNING_RATE, "length": LENGTH, "peer": "trl 1.16.0"}
+    return f"qlora_vs_trl_{arguments.shape}.json", further
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=GPU_SHAPES, default="llama-1b")
@@ -239,22 +245,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        child(arguments)
-        return
-    out = arguments.out or HERE / "results" / f"qlora_vs_trl_{arguments.shape}.json"
-    settings = {name: getattr(arguments, name) for name in OPTIONS}
-    settings |= {"batch": BATCH, "learning_rate": LEARNING_RATE, "length": LENGTH, "peer": "trl 1.16.0"}
-
-    def run(name: str) -> dict[str, Any]:
-        return measure(__file__, name, arguments, OPTIONS)
-
-    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, out)
+    race(__file__, parser, CONTENDERS, OPTIONS, child=child, compare=compare, plan=plan)
 
 
 if __name__ == "__main__":

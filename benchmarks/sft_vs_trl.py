@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers import RESULT, SHAPES, measure, medians_and_ratios, take_turns
+from peers import RESULT, SHAPES, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "threads", "micro_batch_tokens")
@@ -212,6 +212,12 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return medians_and_ratios(runs, kept, {"speed": "tokens_per_s", "cpu_speed": "cpu_tokens_per_s"})
 
 
+def plan(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The result file, and settings that are no options."""
+    further = {"batch": BATCH, "learning_rate": LEARNING_RATE, "length": LENGTH, "peer": "trl 1.16.0"}
+    return f"sft_vs_trl_{arguments.shape}.json", further
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
@@ -219,22 +225,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(DEFAULT))
-    parser.add_argument("--peer-path", type=Path, help="folder that TRL was installed into")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        child(arguments)
-        return
-    out = arguments.out or HERE / "results" / f"sft_vs_trl_{arguments.shape}.json"
-    settings = {name: getattr(arguments, name) for name in OPTIONS}
-    settings |= {"batch": BATCH, "learning_rate": LEARNING_RATE, "length": LENGTH, "peer": "trl 1.16.0"}
-
-    def run(name: str) -> dict[str, Any]:
-        return measure(__file__, name, arguments, OPTIONS)
-
-    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, out)
+    race(__file__, parser, CONTENDERS, OPTIONS, child=child, compare=compare, plan=plan, default=DEFAULT)
 
 
 if __name__ == "__main__":
