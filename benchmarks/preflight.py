@@ -8,20 +8,22 @@ and its peak memory from the stage's own metrics (peak_rss_bytes is missing in r
 that of the whole process, so of the stages before it too); minutes of other stages between the times of two manifests,
 below a second left out; bytes of every artifact. The row `whole` has everything after the data was prepared: minutes
 and bytes in all, imports included, and the largest memory that a stage told. The load is that of the machine now, not
-then: what else ran beside a run is known to whoever ran it.
+then: what else ran beside a run is known to whoever ran it. The speed of the machine is measured now, or was before.
 """
 
 import argparse
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import Artifact, read_artifact
 from edgeft.bench.host import describe_host
+from edgeft.console import terminal_log
 from edgeft.pipeline import State
 from edgeft.plan import Planned, steps_of
-from edgeft.preflight import estimate, estimate_training
+from edgeft.preflight import Speed, estimate, estimate_training, speed_of_this_machine
 from edgeft.preflight.tokens import read_tokens
 from edgeft.recipe import Recipe
 
@@ -35,8 +37,10 @@ def main() -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "preflight.json")
     args = parser.parse_args()
-    rows = [{"number": at} | row for at, folder in enumerate(args.runs, 1) for row in compare(folder)]
-    result = {"host": describe_host() | {"load_now": os.getloadavg()}, "rows": rows}
+    speed = speed_of_this_machine(terminal_log())
+    rows = [{"number": at} | row for at, folder in enumerate(args.runs, 1) for row in compare(folder, speed)]
+    host = describe_host() | {"load_now": os.getloadavg(), "products_flops_per_s": asdict(speed)}
+    result = {"host": host, "rows": rows}
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"{'no.':3} {'run':16} {'stage':9} {'what':11} {'predicted':>11} {'happened':>11} {'ratio':>6}")
     for row in rows:
@@ -44,7 +48,7 @@ def main() -> None:
         print(f"{row['number']:<3} {row['run']:16} {row['stage']:9} {row['what']:11} {values}")
 
 
-def compare(folder: Path) -> list[dict[str, Any]]:
+def compare(folder: Path, speed: Speed) -> list[dict[str, Any]]:
     """Rows of the table for one run: minutes, megabytes on disk, and megabytes of memory where it is known."""
     artifacts = {path.name: read_artifact(path.resolve()) for path in folder.iterdir() if path.name != "pretrain"}
     recipe = recipe_of(folder.name, artifacts)
@@ -57,9 +61,9 @@ def compare(folder: Path) -> list[dict[str, Any]]:
             row = {"run": folder.name, "stage": stage, "what": what, "predicted": predicted, "happened": happened}
             rows.append(row | {"ratio": predicted / happened})
 
-    costs = whole = estimate(recipe, states)
+    costs = whole = estimate(recipe, states, speed)
     # Without the imports: `seconds` of the stage's metrics does not have them either.
-    costs = costs | {"train": estimate_training(recipe, read_tokens(artifacts["data"]))}
+    costs = costs | {"train": estimate_training(recipe, read_tokens(artifacts["data"]), speed)}
     for stage, cost in costs.items():
         if stage not in artifacts:
             continue

@@ -38,7 +38,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store"}, set()),
     "training_memory": ({"errors"}, set()),
-    "preflight": ({"artifact", "errors", "pipeline", "plan", "recipe", "sections", "training_memory"}, set()),
+    "preflight": (
+        {"artifact", "bench.noise", "bench.remembered", "console", "errors", "pipeline", "plan", "recipe", "sections",
+         "training_memory"},
+        {"torch"},
+    ),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
     "data": ({"artifact", "console", "errors", "extras", "recipe", "sections"}, DATA),
     "training": ({"artifact", "console", "data", "errors", "recipe", "sections", "training_memory"}, TORCH),

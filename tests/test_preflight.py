@@ -10,7 +10,7 @@ from edgeft.errors import ModelError
 from edgeft.pipeline import inspect, run
 from edgeft.plan import CLASSIFIER, STAGES
 from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, estimate, read_shape
-from edgeft.preflight.machine import CACHE_BYTES, decode_seconds
+from edgeft.preflight.machine import CACHE_BYTES, PEAK, REFERENCE, Speed, speed_of_this_machine
 from edgeft.preflight.training import (
     CHECKPOINT_BYTES_PER_S,
     ENCODER_SHARE,
@@ -145,7 +145,7 @@ def built(**train: object) -> Recipe:
 @pytest.fixture
 def at_one_flop_per_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are then FLOP."""
-    monkeypatch.setattr("edgeft.preflight.training.train_flops_per_s", lambda width, dtype, threads: 1.0)
+    monkeypatch.setattr(Speed, "train_flops_per_s", lambda self, width, dtype, threads: 1.0)
 
 
 def cost(tokens: Tokens | None = TOKENS, **train: object) -> TrainingCost:
@@ -258,5 +258,33 @@ def test_trained_parameters_are_pefts(chosen: dict[str, object]) -> None:
 
 
 def test_weights_beyond_the_cache_are_read_slower() -> None:
-    inside, beyond = decode_seconds(CACHE_BYTES), decode_seconds(2 * CACHE_BYTES)
-    assert beyond - inside > 4 * (inside - decode_seconds(0))
+    none, inside, beyond = (REFERENCE.decode_seconds(n * CACHE_BYTES) for n in (0, 1, 2))
+    assert beyond - inside > 4 * (inside - none)
+
+
+def test_another_machine_is_told_by_its_products() -> None:
+    """Float32 twice as slow: everything is. Bfloat16 alone: its products are, by hand for endlessly wide layers."""
+    slow = Speed(REFERENCE.bfloat16, REFERENCE.float32 / 2)
+    for what in (lambda s: s.train_flops_per_s(64, "float32", 2), lambda s: s.prompt_flops_per_s(1)):
+        assert what(slow) == pytest.approx(what(REFERENCE) / 2)
+    assert slow.decode_seconds(1e6) == pytest.approx(2 * REFERENCE.decode_seconds(1e6))
+    for factor in (0.25, 1.0, 2.0):
+        other = Speed(REFERENCE.bfloat16 * factor, REFERENCE.float32)
+        seconds = 1 / PEAK["bfloat16"] + (1 / factor - 1) / REFERENCE.bfloat16
+        assert other.train_flops_per_s(10**9, "bfloat16", 1) == pytest.approx(1 / seconds)
+        assert other.train_flops_per_s(64, "float32", 2) == REFERENCE.train_flops_per_s(64, "float32", 2)
+
+
+def test_this_machine_is_measured_and_remembered(tmp_path: Path) -> None:
+    """Any machine that runs this multiplies more than 0.1 GFLOP/s."""
+    pytest.importorskip("torch")
+    speed = speed_of_this_machine(silent_log(), tmp_path)
+    assert min(speed.bfloat16, speed.float32) > 1e8
+
+
+def test_a_machine_without_torch_is_taken_for_that_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edgeft.preflight.machine.find_spec", lambda name: None)
+    assert speed_of_this_machine(silent_log(), tmp_path) == REFERENCE
+    assert not list(tmp_path.iterdir())

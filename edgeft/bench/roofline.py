@@ -9,30 +9,18 @@ The machine is measured with numpy, in a child process (`edgeft.bench.roofline_k
 cache folder for each host and thread count.
 """
 
-import hashlib
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeft.artifact import write_atomic
-from edgeft.bench.host import describe_host
-from edgeft.errors import ArtifactError, RuntimeFault
+from edgeft.bench.remembered import Probe, measured_once
 
 if TYPE_CHECKING:
     from edgeft.console import Log
 
 KERNELS = (sys.executable, "-m", "edgeft.bench.roofline_kernels")
-ONE_BLAS_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
-"""The kernels make their own threads, and numpy's library reads these when it is loaded."""
-TIMEOUT_S = 120
-IDENTIFYING = ("cpu", "memory_bytes", "os", "governor", "turbo")
 
 
 @dataclass(frozen=True)
@@ -63,26 +51,14 @@ def machine(n_threads: int, log: "Log", folder: Path | None = None) -> Machine:
 
     Those of a busy machine are used and not remembered. Raises RuntimeFault when the measuring child fails.
     """
-    path = (folder or cache_folder()) / f"roofline-{_fingerprint()}.json"
-    known = _read(path)
-    if n_threads in known:
-        return known[n_threads]
-    log.say(f"measuring this machine's memory and multiply-adds with {n_threads} thread(s), once")
-    peaks = _measure(n_threads)
-    if peaks.noisy:
-        log.say("the machine is busy, so its peaks are higher than measured now; they are not remembered")
-        return peaks
-    try:
-        content = {str(n): asdict(each) for n, each in (known | {n_threads: peaks}).items()}
-        write_atomic(path, json.dumps(content, indent=1) + "\n")
-    except ArtifactError as error:
-        log.say(f"not remembered: {error}")
-    return peaks
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/edgeft`, or `~/.cache/edgeft`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeft"
+    probe = Probe(
+        "roofline",
+        (*KERNELS, str(n_threads)),
+        {"read_bytes_per_s", "multiply_adds_per_s"},
+        f"memory and multiply-adds with {n_threads} thread(s)",
+        "leave it out: --no-roofline",
+    )
+    return Machine(n_threads, **measured_once(probe, str(n_threads), log, folder))
 
 
 def shares(peaks: Machine, work: Work, summary: Mapping[str, Any], mean_position: float) -> dict[str, Any]:
@@ -103,26 +79,3 @@ def shares(peaks: Machine, work: Work, summary: Mapping[str, Any], mean_position
 def _share(bound: float, achieved: float | None) -> dict[str, float | None]:
     share = None if achieved is None else achieved / bound
     return {"bound_tokens_per_s": bound, "achieved_share": share}
-
-
-def _measure(n_threads: int) -> Machine:
-    environment = os.environ | ONE_BLAS_THREAD
-    command = [*KERNELS, str(n_threads)]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=TIMEOUT_S, check=False)
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeFault(f"the machine's roofline cannot be measured ({' '.join(last)}); leave it out: --no-roofline")
-    return Machine(n_threads, **json.loads(done.stdout))
-
-
-def _fingerprint() -> str:
-    host = describe_host()
-    return hashlib.sha256(json.dumps([host[name] for name in IDENTIFYING]).encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[int, Machine]:
-    """What was remembered, by number of threads; nothing, when the file is missing or damaged."""
-    try:
-        return {int(n): Machine(**peaks) for n, peaks in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}

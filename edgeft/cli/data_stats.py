@@ -36,7 +36,7 @@ def command(name: str, text: str) -> click.Command:
         from edgeft.data.stats import count_tokens, steps_of
         from edgeft.data.tokenizing import recipe_tokenizer
         from edgeft.extras import extra_needed
-        from edgeft.preflight import Tokens, estimate_training
+        from edgeft.preflight import Tokens, estimate_training, speed_of_this_machine
 
         loaded = load_recipe(recipe, overrides)
         if loaded.train is None:
@@ -49,7 +49,8 @@ def command(name: str, text: str) -> click.Command:
             for path in files
         ]
         kept = sum(one.kept_tokens for one in counted)
-        cost = estimate_training(loaded, Tokens(train=kept, test_examples=0, per_test_example=0.0))
+        tokens = Tokens(train=kept, test_examples=0, per_test_example=0.0)
+        cost = estimate_training(loaded, tokens, speed_of_this_machine(log))
         total = {
             "tokens_per_epoch": kept,
             "steps": steps_of(kept, loaded.train.batch_tokens, loaded.train.num_train_epochs),

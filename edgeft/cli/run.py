@@ -79,13 +79,14 @@ def show_dry_run(
     as_json: bool,
 ) -> None:
     """Print the plan, with disk, memory and minutes of what is not up to date."""
+    from edgeft.console import terminal_log
     from edgeft.pipeline import inspect
-    from edgeft.preflight import estimate
+    from edgeft.preflight import estimate, speed_of_this_machine
     from edgeft.store import Store
 
     recipe = load_recipe(path, overrides)
     states = inspect(recipe, Store(workdir), until, force)
-    estimates = estimate(recipe, states)
+    estimates = estimate(recipe, states, speed_of_this_machine(terminal_log()))
     if as_json:
         print_json([_state_json(state, estimates.get(state.planned.stage)) for state in states])
         return

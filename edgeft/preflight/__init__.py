@@ -2,7 +2,7 @@
 
 Counted from the shapes in the base's safetensors headers and config.json, and from the tokens of the prepared data
 (or guessed from the first lines of the data files, when they are not prepared yet). The training stage is counted in
-`training`, the speed of this machine looked up in `machine`. benchmarks/preflight.py holds predictions against runs.
+`training`, the speed of this machine is from `machine`. benchmarks/preflight.py holds predictions against runs.
 """
 
 import math
@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeft.pipeline import State
-from edgeft.preflight.machine import (
-    PROMPT_FLOPS_PER_S,
-    decode_seconds,
-    n_threads,
-    physical_cores,
-    train_flops_per_s,
-)
+from edgeft.preflight.machine import REFERENCE, Speed, n_threads, physical_cores, speed_of_this_machine
 from edgeft.preflight.shape import Shape, read_shape
 from edgeft.preflight.student import distilling_bytes, distilling_flops, final_shape
 from edgeft.preflight.tokens import BYTES_PER_TOKEN, Tokens, count_tokens, guess_from_inputs
@@ -25,7 +19,18 @@ from edgeft.preflight.training import DTYPE_BYTES, generation_seconds, training_
 from edgeft.recipe import Recipe
 from edgeft.training_memory import PROCESS_BYTES, ModelShape, predict_peak
 
-__all__ = ["BITS_PER_WEIGHT", "COSTS", "Estimate", "Shape", "Tokens", "estimate", "estimate_training", "read_shape"]
+__all__ = [
+    "BITS_PER_WEIGHT",
+    "COSTS",
+    "Estimate",
+    "Shape",
+    "Speed",
+    "Tokens",
+    "estimate",
+    "estimate_training",
+    "read_shape",
+    "speed_of_this_machine",
+]
 
 # Bits per weight of llama.cpp's quantizations (block scales included; mixes as on a 7B Llama).
 BITS_PER_WEIGHT = {
@@ -61,38 +66,41 @@ class _Job:
     recipe: Recipe
     shape: Shape
     tokens: Tokens | None
+    speed: Speed
 
     @property
     def train_rate(self) -> float:
         """FLOP/s of torch in float32, with its default threads."""
-        return train_flops_per_s(self.shape.hidden_size, "float32", n_threads(None))
+        return self.speed.train_flops_per_s(self.shape.hidden_size, "float32", n_threads(None))
 
 
-def estimate(recipe: Recipe, states: list[State]) -> dict[str, Estimate]:
-    """Cost of each stage that is not up to date.
+def estimate(recipe: Recipe, states: list[State], speed: Speed = REFERENCE) -> dict[str, Estimate]:
+    """Cost of each stage that is not up to date, on a machine of this `speed`.
 
     Raises ModelError when the base model's files cannot be understood, RecipeError for a memory budget that is
     no size.
     """
     todo = {state.planned.stage: state.planned.step.module for state in states if state.artifact is None}
     if recipe.pretrain is not None:
-        return {stage: _with_imports(_pretrain(recipe)) for stage in todo}
-    job = _Job(recipe, read_shape(recipe.base_folder()), count_tokens(recipe, states))
+        return {stage: _with_imports(_pretrain(recipe, speed), speed) for stage in todo}
+    job = _Job(recipe, read_shape(recipe.base_folder()), count_tokens(recipe, states), speed)
     exported = replace(job, shape=final_shape(recipe, job.shape))
     costs = {
         stage: COSTS[module or stage](exported if stage in OF_FINAL_MODEL else job) for stage, module in todo.items()
     }
     first = next((stage for stage in todo if stage in TORCH_STAGES), None)
-    return costs if first is None else costs | {first: _with_imports(costs[first])}
+    return costs if first is None else costs | {first: _with_imports(costs[first], speed)}
 
 
-def estimate_training(recipe: Recipe, tokens: Tokens) -> Estimate:
+def estimate_training(recipe: Recipe, tokens: Tokens, speed: Speed = REFERENCE) -> Estimate:
     """Cost of the training stage for data already counted. Raises like `estimate`."""
-    return _train(_Job(recipe, read_shape(recipe.base_folder()), tokens))
+    return _train(_Job(recipe, read_shape(recipe.base_folder()), tokens, speed))
 
 
-def _with_imports(cost: Estimate) -> Estimate:
-    return cost if cost.minutes is None else replace(cost, minutes=cost.minutes + _minutes(IMPORT_SECONDS))
+def _with_imports(cost: Estimate, speed: Speed) -> Estimate:
+    if cost.minutes is None:
+        return cost
+    return replace(cost, minutes=cost.minutes + _minutes(speed.seconds(IMPORT_SECONDS)))
 
 
 def _minutes(seconds: float) -> float:
@@ -105,11 +113,13 @@ def _data(job: _Job) -> Estimate:
     total = job.tokens.train + job.tokens.validation + job.tokens.per_test_example * job.tokens.test_examples
     total += job.tokens.text + job.tokens.pairs + job.tokens.pairs_validation
     ids = 5  # bytes of an id and its mask
-    return Estimate(total * (BYTES_PER_TOKEN + ids), PROCESS_BYTES, _minutes(total / TOKENIZED_PER_S))
+    return Estimate(
+        total * (BYTES_PER_TOKEN + ids), PROCESS_BYTES, _minutes(job.speed.seconds(total / TOKENIZED_PER_S))
+    )
 
 
 def _train(job: _Job) -> Estimate:
-    cost = training_cost(job.recipe, job.shape, job.tokens)
+    cost = training_cost(job.recipe, job.shape, job.tokens, job.speed)
     minutes = None if cost.seconds is None else _minutes(cost.seconds)
     return Estimate(cost.kept_bytes + cost.working_bytes, cost.peak_bytes, minutes, cost.working_bytes)
 
@@ -137,7 +147,7 @@ def _recover(job: _Job) -> Estimate:
     if job.tokens is None:
         return Estimate(disk + working, ram, None, working)
     flops = (6 + 2) * n_params * job.tokens.train * section.num_train_epochs
-    rate = train_flops_per_s(job.shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
+    rate = job.speed.train_flops_per_s(job.shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
     return Estimate(disk + working, ram, _minutes(flops / rate), working)
 
 
@@ -151,8 +161,8 @@ def _parity(job: _Job) -> Estimate:
     forms = 2 + len(job.recipe.export.gguf)
     length = job.tokens.per_test_example if job.tokens else 128.0
     generated = section.prompts * section.n_gen * forms
-    seconds = generated * decode_seconds(shape.n_params * 4)
-    seconds += section.prompts * length * forms * 2 * shape.n_params / PROMPT_FLOPS_PER_S
+    seconds = generated * job.speed.decode_seconds(shape.n_params * 4)
+    seconds += section.prompts * length * forms * 2 * shape.n_params / job.speed.prompt_flops_per_s(1)
     ram = PROCESS_BYTES + 3 * 4 * shape.n_params + 4 * length * shape.vocab_size * forms
     return Estimate(1e5, ram, _minutes(seconds))
 
@@ -165,10 +175,10 @@ def _baseline(job: _Job) -> Estimate:
     tested = min(section.limit or math.inf, job.tokens.test_examples)
     few = min(section.baseline_limit, tested)
     answer = min(section.max_new_tokens, job.tokens.answer)
-    seconds = generation_seconds(shape, tested, answer, job.train_rate)
+    seconds = generation_seconds(shape, tested, answer, job.train_rate, job.speed)
     # An untrained base does not stop by itself.
     rounds = 2 if section.few_shot else 1
-    seconds += rounds * generation_seconds(shape, few, section.max_new_tokens / 2, job.train_rate)
+    seconds += rounds * generation_seconds(shape, few, section.max_new_tokens / 2, job.train_rate, job.speed)
     read = (tested + few * (1 + section.few_shot)) * job.tokens.per_test_example
     return Estimate(1e5 + 400 * tested, ram, _minutes(seconds + read * 2 * shape.n_params / job.train_rate))
 
@@ -186,8 +196,8 @@ def _bench(job: _Job) -> Estimate:
     timed = latency.prompts * (latency.repetitions + latency.warmup)
     generated = tested * min(section.max_new_tokens, job.tokens.answer) + timed * latency.n_gen
     read = (tested + timed) * job.tokens.per_test_example
-    rate = PROMPT_FLOPS_PER_S * (section.n_threads or physical_cores())
-    seconds = sum(generated * decode_seconds(each) + read * 2 * shape.n_params / rate for each in sizes)
+    rate = job.speed.prompt_flops_per_s(section.n_threads or physical_cores())
+    seconds = sum(generated * job.speed.decode_seconds(each) + read * 2 * shape.n_params / rate for each in sizes)
     return Estimate((7e4 + 200 * tested) * len(sizes), ram, _minutes(seconds))
 
 
@@ -226,7 +236,7 @@ def _texts_read(job: _Job, n_texts: int | None) -> Estimate:
         return Estimate(1e5, ram, None)
     texts = job.tokens.test_examples if n_texts is None else n_texts
     read = texts * job.tokens.per_test_example
-    return Estimate(1e5 + 400 * texts, ram, _minutes(read * 2 * job.shape.n_params / PROMPT_FLOPS_PER_S))
+    return Estimate(1e5 + 400 * texts, ram, _minutes(read * 2 * job.shape.n_params / job.speed.prompt_flops_per_s(1)))
 
 
 def _file_bytes(job: _Job, ftype: str) -> float:
@@ -239,7 +249,7 @@ def _small(job: _Job) -> Estimate:
     return Estimate(1e5, RUNTIME_BYTES, _minutes(1.0))
 
 
-def _pretrain(recipe: Recipe) -> Estimate:
+def _pretrain(recipe: Recipe, speed: Speed) -> Estimate:
     """Of a pre-training recipe: weights from its shape, tokens guessed from its script's raw data."""
     section: Any = recipe.pretrain
     model = section.model
@@ -266,7 +276,7 @@ def _pretrain(recipe: Recipe) -> Estimate:
     if guessed is None:
         return Estimate(disk + working, ram, None, working)
     flops = 6 * n_params * guessed.train * section.num_train_epochs
-    rate = train_flops_per_s(model.hidden_size, section.torch_dtype, n_threads(section.num_threads))
+    rate = speed.train_flops_per_s(model.hidden_size, section.torch_dtype, n_threads(section.num_threads))
     return Estimate(disk + working, ram, _minutes(flops / (rate * PRETRAIN_SHARE)), working)
 
 

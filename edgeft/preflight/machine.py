@@ -1,7 +1,7 @@
-"""How fast this machine multiplies, from what /proc/cpuinfo says; nothing is run to find out.
+"""How fast this machine is: what two matrix products take here, and what else was measured where they were known.
 
-Measured on two cores of an AMD EPYC with AVX-512 and its bfloat16 products, torch 2.13, other jobs beside most of the
-runs; FLOP counted as in `training`:
+Trainings measured on two cores of an AMD EPYC with AVX-512 and its bfloat16 products, torch 2.13, other jobs beside
+most of the runs; FLOP counted as in `training`:
 
 | what | threads | width | GFLOP/s |
 |---|---|---|---|
@@ -14,46 +14,88 @@ runs; FLOP counted as in `training`:
 
 Between them the rate of one thread is peak · width / (width + half), which takes the overhead of small layers for a
 share of the time, and of the work the share width / (width + SERIAL_WIDTH) is spread over the threads (Amdahl 1967).
+
+Another machine is told by its products (`products`): bfloat16 ones may be 2.5 times slower where float32 ones and
+everything else are 1.3 times slower. So the time of a bfloat16 product is taken from the time of training, and what
+is left is scaled like float32, which scales the rest of the table as it is.
 """
 
 import os
 import re
+import sys
+from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeft.bench.remembered import Probe, measured_once
+
+if TYPE_CHECKING:
+    from edgeft.console import Log
 
 PEAK = {"bfloat16": 261e9, "float32": 103e9}  # FLOP/s of one thread, of endlessly wide layers
 HALF_WIDTH = {"bfloat16": 57, "float32": 155}  # hidden size at which half of it is reached
 SERIAL_WIDTH = 300
-NARROW = 0.5  # without AVX-512 a vector is half as wide
-EMULATED = 0.7  # of the float32 rate, where bfloat16 has no instruction of its own: estimated, not measured
 PROMPT_FLOPS_PER_S = 7e10  # a core, llama.cpp reading a prompt
 CACHE_BYTES = 32e6
+PRODUCTS = (sys.executable, "-m", "edgeft.preflight.products")
 
 
-def train_flops_per_s(width: int, dtype: str, threads: int) -> float:
-    """FLOP/s of training layers of hidden size `width`, multiplied in `dtype`, on `threads` threads."""
-    features = cpu_flags()
-    known = bool(features)
-    native = not known or bool(features & {"avx512_bf16", "amx_bf16", "bf16"})
-    kind = dtype if native else "float32"
-    rate = PEAK[kind] * width / (width + HALF_WIDTH[kind]) * (EMULATED if kind != dtype else 1.0)
-    if known and not features & {"avx512f", "asimd"}:
-        rate *= NARROW
-    parallel = width / (width + SERIAL_WIDTH)
-    return rate / (1 - parallel + parallel / threads)
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s of one thread in torch's product of two matrices (`edgeft.preflight.products`), and what follows."""
+
+    bfloat16: float
+    float32: float
+
+    def train_flops_per_s(self, width: int, dtype: str, threads: int) -> float:
+        """FLOP/s of training layers of hidden size `width`, multiplied in `dtype`, on `threads` threads."""
+        seconds_per_flop = (1 + HALF_WIDTH[dtype] / width) / PEAK[dtype]
+        if dtype == "bfloat16":
+            seconds_per_flop = 1 / self.bfloat16 + self.seconds(seconds_per_flop - 1 / REFERENCE.bfloat16)
+        else:
+            seconds_per_flop = self.seconds(seconds_per_flop)
+        parallel = width / (width + SERIAL_WIDTH)
+        return 1 / (seconds_per_flop * (1 - parallel + parallel / threads))
+
+    def prompt_flops_per_s(self, threads: int) -> float:
+        """FLOP/s of llama.cpp reading a prompt."""
+        return PROMPT_FLOPS_PER_S * threads / self.seconds(1.0)
+
+    def decode_seconds(self, weight_bytes: float) -> float:
+        """Seconds for one token in llama.cpp: what it costs to read the weights (50 GB/s in the processor's cache,
+        10 GB/s beyond it), and an eighth of a millisecond of everything else."""
+        cached = min(weight_bytes, CACHE_BYTES)
+        return self.seconds(1.3e-4 + cached / 5e10 + (weight_bytes - cached) / 1e10)
+
+    def seconds(self, there: float) -> float:
+        """What takes `there` seconds on the machine of the table takes here."""
+        return there * REFERENCE.float32 / self.float32
+
+
+REFERENCE = Speed(bfloat16=470e9, float32=107e9)
+"""The machine of the table."""
+
+
+def speed_of_this_machine(log: "Log", folder: Path | None = None) -> Speed:
+    """Measured once, in seconds, and remembered in the user's cache folder (`folder`); that of the table where torch
+    is not installed: such a machine trains nothing.
+
+    Raises RuntimeFault when the measuring child fails.
+    """
+    if find_spec("torch") is None:
+        return REFERENCE
+    otherwise = "is torch in order?"
+    probe = Probe("products", PRODUCTS, {"bfloat16", "float32"}, "matrix products", otherwise)
+    found = measured_once(probe, "1", log, folder)
+    return Speed(found["bfloat16"], found["float32"])
 
 
 def n_threads(wanted: int | None) -> int:
     """Threads a stage will use: `wanted`, or torch's default, one a physical core (OMP_NUM_THREADS is heeded)."""
     own = os.environ.get("OMP_NUM_THREADS", "")
     return wanted or (int(own) if own.isdigit() and int(own) else physical_cores())
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """The processor's features as Linux names them; empty where it does not say."""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
 
 
 @cache
@@ -65,19 +107,8 @@ def physical_cores() -> int:
     return min(len(cores), usable) if cores else max(1, usable // 2)
 
 
-def decode_seconds(weight_bytes: float) -> float:
-    """Seconds for one token in llama.cpp: what it costs to read the weights (50 GB/s in the processor's cache,
-    10 GB/s beyond it), and an eighth of a millisecond of everything else."""
-    cached = min(weight_bytes, CACHE_BYTES)
-    return 1.3e-4 + cached / 5e10 + (weight_bytes - cached) / 1e10
-
-
 def _blocks() -> list[str]:
-    return _cpuinfo().split("\n\n")
-
-
-def _cpuinfo() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")
     except OSError:
-        return ""
+        return []

@@ -3,13 +3,13 @@
 FLOP of a token: 2 a weight forward, 2 for the gradient of its inputs, 2 for that of the weight itself where it trains
 (Kaplan et al. 2020, section 2.1); a recomputed layer runs forward once more; the head over the vocabulary runs only
 where a token carries loss. Attention between tokens is left out: below 1,000 tokens an example it is a few percent.
-Time is FLOP by `machine.train_flops_per_s`, plus what evaluations and checkpoints take.
+Time is FLOP by `machine.Speed.train_flops_per_s`, plus what evaluations and checkpoints take.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgeft.preflight.machine import n_threads, train_flops_per_s
+from edgeft.preflight.machine import REFERENCE, Speed, n_threads
 from edgeft.preflight.shape import Shape
 from edgeft.preflight.tokens import Tokens
 from edgeft.recipe import Recipe
@@ -46,13 +46,13 @@ class TrainingCost:
     seconds: float | None
 
 
-def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None) -> TrainingCost:
+def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None, speed: Speed = REFERENCE) -> TrainingCost:
     """The cost of `recipe.train`, every phase of it. Raises RecipeError for a budget that is no size."""
     trained = trained_parameters(recipe, shape)
     peak, recomputed = _memory(recipe, shape, trained)
     # What `hyperparameters: auto` will choose is known when the data is prepared, not here.
     counted = None if recipe.train.hyperparameters == "auto" else tokens
-    phases = [_phase(recipe, shape, phase, counted, recomputed) for phase in recipe.train.phases()]
+    phases = [_phase(recipe, shape, phase, counted, recomputed, speed) for phase in recipe.train.phases()]
     whole = recipe.train.method == "full" or _classifies(recipe)
     kept = 4 * shape.n_params if whole else 4 * trained
     steps = sum(phase.steps for phase in phases)
@@ -60,7 +60,7 @@ def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None) -> Traini
     seconds = None
     if counted is not None:
         canary = 0 if _classifies(recipe) else 4 * CANARY_TOKENS * (shape.linear + shape.head)
-        seconds = (sum(phase.flops for phase in phases) + canary) / _rate(recipe, shape)
+        seconds = (sum(phase.flops for phase in phases) + canary) / _rate(recipe, shape, speed)
         seconds += saves * STATE_BYTES * trained / CHECKPOINT_BYTES_PER_S + sum(phase.seconds for phase in phases)
     return TrainingCost(
         peak, recomputed, kept + LOG_BYTES * steps, _working_bytes(recipe, trained, counted, saves), seconds
@@ -142,7 +142,7 @@ class _Phase:
     seconds: float = 0.0
 
 
-def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, recomputed: int) -> _Phase:
+def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, recomputed: int, speed: Speed) -> _Phase:
     """One training: its epochs, its evaluations and, for dpo, the reference's pass over all pairs."""
     if tokens is None:
         return _Phase()
@@ -157,7 +157,7 @@ def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, re
     if phase.objective == "dpo":
         flops += (data.train + data.validation) * forward
     answered = min(section.eval_examples, tokens.validation_examples) if phase.objective == "sft" else 0
-    seconds = evaluations * generation_seconds(shape, answered, tokens.answer, _rate(recipe, shape))
+    seconds = evaluations * generation_seconds(shape, answered, tokens.answer, _rate(recipe, shape, speed), speed)
     return _Phase(flops, steps, seconds)
 
 
@@ -185,15 +185,15 @@ def _train_flops(recipe: Recipe, shape: Shape, loss_share: float, recomputed: in
     return 4 * (shape.linear + head) + 6 * trained_parameters(recipe, shape) + again
 
 
-def generation_seconds(shape: Shape, examples: float, answer: float, flops_per_s: float) -> float:
+def generation_seconds(shape: Shape, examples: float, answer: float, flops_per_s: float, speed: Speed) -> float:
     """Seconds in which torch answers `examples` prompts, DECODE_BATCH at a time, the longest answer of a batch
     twice the mean."""
     batches = -(-int(examples) // DECODE_BATCH)
     work = examples * answer * 2 * (shape.linear + shape.head) / flops_per_s
-    return batches * 2 * answer * shape.num_hidden_layers * DECODE_LAYER_SECONDS + work
+    return speed.seconds(batches * 2 * answer * shape.num_hidden_layers * DECODE_LAYER_SECONDS) + work
 
 
-def _rate(recipe: Recipe, shape: Shape) -> float:
+def _rate(recipe: Recipe, shape: Shape, speed: Speed) -> float:
     section = recipe.train
-    rate = train_flops_per_s(shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
+    rate = speed.train_flops_per_s(shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
     return ENCODER_SHARE * rate if _classifies(recipe) else rate

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.bench import roofline
+from edgeft.bench import remembered, roofline
 from edgeft.bench.roofline import Machine, Work, shares
 from edgeft.console import silent_log
 from edgeft.errors import RuntimeFault
@@ -67,15 +67,15 @@ def test_a_cache_that_cannot_be_written_does_not_stop(kernels: Path) -> None:
 
 def test_kernels_that_fail(kernels: Path) -> None:
     (kernels / "given").unlink()
-    with pytest.raises(RuntimeFault, match=r"roofline cannot be measured \(FileNotFoundError.*--no-roofline"):
+    with pytest.raises(RuntimeFault, match=r"adds with 1 thread.* be measured \(FileNotFoundError.*--no-roofline"):
         roofline.machine(1, silent_log(), kernels / "cache")
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert roofline.cache_folder() == tmp_path / "edgeft"
+    assert remembered.cache_folder() == tmp_path / "edgeft"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert roofline.cache_folder() == Path.home() / ".cache" / "edgeft"
+    assert remembered.cache_folder() == Path.home() / ".cache" / "edgeft"
 
 
 def test_the_real_kernels(tmp_path: Path) -> None:
