@@ -11,7 +11,8 @@ The margin is the mean over seeds of the difference of the two scores; its stand
 includes what the seed changes, not which examples are in the test split.
 
 Beside it, for the recipe's trained teacher and the first distilled student, before and after its training: how far
-the loss over k cached tokens is from KL(teacher ‖ student) over the whole vocabulary, for each k and precision.
+the loss over cached tokens is from KL(teacher ‖ student) over the whole vocabulary, for as many tokens at every
+position, and for as many as leave a given mass outside.
 Everything made is kept in the work folder, so that an interrupted measurement goes on.
 """
 
@@ -40,8 +41,8 @@ from edgeft.stages import distill
 from edgeft.store import Store
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet
-from edgeft.training.cache_format import CHOICES, Layout, Top, decode, encode
-from edgeft.training.distill_losses import Teacher
+from edgeft.training.cache_format import MOST, TAILS, Layout, Top, decode, divergences, encode
+from edgeft.training.distill_losses import Objective, Teacher, TopTargets, loss_and_logit_gradient
 from edgeft.training.generation import find_stop_ids, generate_greedily
 from edgeft.training.models import load_model, load_tokenizer
 from edgeft.training.student import Shape, make_student
@@ -49,7 +50,8 @@ from edgeft.training.student import Shape, make_student
 HERE = Path(__file__).resolve().parent
 ARMS = ("distilled", "labels")
 PRECISIONS = ("uint8", "float16")
-COMPARED_TOKENS = 8192
+FIXED = (4, 16, 64, 128)
+COMPARED_TOKENS = 32768
 
 
 def answer_scores(recipe: Recipe, model_folder: Path, data: Artifact) -> dict[str, float]:
@@ -106,39 +108,48 @@ def train_student(
 
 
 @torch.no_grad()
-def loss_by_k(teacher: Any, student: Any, tokens: TokenSet, vocabulary: int) -> list[dict[str, Any]]:
+def loss_by_layout(teacher: Any, student: Any, tokens: TokenSet, vocabulary: int) -> list[dict[str, Any]]:
     """For each layout the relative difference of its loss to the whole KL(teacher ‖ student)."""
     for model in (teacher, student):
         use_packed_attention(model)
     sides = [Teacher(model, vocabulary) for model in (teacher, student)]
-    layouts = [Layout(k, precision, vocabulary) for k in CHOICES for precision in PRECISIONS]  # type: ignore[arg-type]
-    whole, sums, at = 0.0, [0.0] * len(layouts), 0
+    shapes = [(k, 0.0) for k in FIXED] + [(max(MOST), tail) for tail in TAILS]
+    layouts = [Layout(most, precision, vocabulary, tail) for most, tail in shapes for precision in PRECISIONS]  # type: ignore[arg-type]
+    whole, at, n_positions = 0.0, 0, 0
+    sums, kls, n_tokens, sizes = (np.zeros(len(layouts)) for _ in range(4))
     while at < len(tokens) and tokens.offsets[at] < COMPARED_TOKENS:
         batch = tokens.pack(np.arange(at, min(at + 32, len(tokens))))
         at += 32
+        n_positions += batch.loss_count
         log_p, log_q = (side.targets(batch, 1.0).outcomes(slice(None))[1] for side in sides)
         whole += float((log_p.exp() * (log_p - log_q)).sum())
         for number, layout in enumerate(layouts):
-            known, log_known, log_rest = decode(encode(Top.of(log_p.clone(), layout.k), layout), layout)
-            q = log_q.exp()
-            rest = q.scatter(1, known, 0.0).sum(-1).clamp(min=1e-38).log()
-            sums[number] += float((log_known.exp() * (log_known - log_q.gather(1, known))).sum())
-            sums[number] += float((log_rest.exp() * (log_rest - rest)).sum())
+            top = Top.of(log_p.clone(), layout.most)
+            records = encode(top, layout)
+            bounds = torch.from_numpy(np.cumsum([0, *records.counts]))
+            outcomes = TopTargets(*decode(records), bounds).outcomes(slice(None))
+            sums[number] += float(loss_and_logit_gradient(Objective(), log_q, batch.labels, *outcomes)[0])
+            kls[number] += float(divergences(top, records, layout).sum())
+            n_tokens[number] += len(records.ids)
+            sizes[number] += layout.n_bytes(len(records.heads), len(records.ids))
     return [
         {
-            "k": layout.k,
+            "most": layout.most,
+            "tail": layout.tail,
             "values": layout.values,
-            "bytes_per_token": layout.bytes_per_token,
-            "loss": total,
-            "whole": whole,
+            "mean_k": n / n_positions,
+            "bytes_per_token": size / n_positions,
+            "kl_whole_to_cached": kl / n_positions,
+            "loss": total / n_positions,
+            "whole": whole / n_positions,
             "difference": abs(total / whole - 1),
         }
-        for layout, total in zip(layouts, sums, strict=True)
+        for layout, total, kl, n, size in zip(layouts, sums, kls, n_tokens, sizes, strict=True)
     ]
 
 
 def cache_losses(recipe: Recipe, inputs: dict[str, Artifact], student: Path) -> dict[str, Any]:
-    """`loss_by_k` of the student before and after its training."""
+    """`loss_by_layout` of the student before and after its training."""
     assert recipe.distill is not None
     assert recipe.distill.student is not None
     data, folder = inputs["data"], inputs["merge"].path
@@ -147,8 +158,8 @@ def cache_losses(recipe: Recipe, inputs: dict[str, Artifact], student: Path) -> 
     shape, strategy = Shape(**recipe.distill.student.shape()), recipe.distill.student.layer_strategy
     untrained = make_student(load_model(folder), shape, strategy, tokens, 4096)
     return {
-        "untrained student": loss_by_k(load_model(folder), untrained, tokens, vocabulary),
-        "distilled student": loss_by_k(load_model(folder), load_model(student), tokens, vocabulary),
+        "untrained student": loss_by_layout(load_model(folder), untrained, tokens, vocabulary),
+        "distilled student": loss_by_layout(load_model(folder), load_model(student), tokens, vocabulary),
     }
 
 

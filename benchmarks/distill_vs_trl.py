@@ -119,7 +119,7 @@ def run_edgeft(arguments: argparse.Namespace, examples: list[tuple[list[int], li
         "losses": [row["loss"] for row in rows],
     }
     if live is None:
-        result |= {"bytes_per_token": tokens.layout.bytes_per_token, "cache_bytes": tokens.n_bytes}
+        result |= {"bytes_per_token": tokens.bytes_per_token, "cache_bytes": tokens.n_bytes}
     return result
 
 

@@ -101,9 +101,9 @@ class Distill(Section):
     max_new_tokens: int = Field(128, ge=1)
     """Longest answer that is generated, in tokens."""
     top_k: int | Literal["auto"] | None = "auto"
-    """Tokens a position that are cached of the teacher's distribution; `auto`: as few as `cache_kl` allows within 300
-    bytes; null: none, the teacher is computed in every step."""
-    cache_kl: float = Field(0.01, gt=0.0)
+    """Tokens that are cached of the teacher's distribution at each position; `auto`: of each position as few as
+    `cache_kl` allows, within 300 bytes in the mean; null: none, the teacher is computed in every step."""
+    cache_kl: float = Field(0.001, gt=0.0)
     """Largest mean KL divergence in nats a token between the teacher's distributions and what is cached of them."""
     learning_rate: float = Field(1e-3, gt=0.0)
     """Peak learning rate."""

@@ -135,8 +135,8 @@ def make_lesson(
 def _cached_lesson(objective: Objective, vocabulary: int, train: CachedSet, validation: CachedSet | None) -> Lesson:
     metrics = {
         "cache_bytes": float(train.n_bytes),
-        "cache_bytes_per_token": float(train.layout.bytes_per_token),
-        "cache_top_k": float(train.layout.k),
+        "cache_bytes_per_token": train.bytes_per_token,
+        "cache_top_k": train.mean_k,
         "cache_kl": train.kl,
         "cache_tail_mass": train.tail_mass,
     }

@@ -1,23 +1,28 @@
-"""One record of a teacher cache: a distribution over the vocabulary kept as its k most likely tokens.
+"""A teacher's distributions over the vocabulary, each kept as its most likely tokens.
 
-Shapes: n positions, V vocabulary, k tokens kept, m tokens of the largest k under choice.
+Shapes: n positions, V vocabulary, m tokens of which a position keeps its first k ≤ m, N = Σ k of all positions.
 
-A record is packed little-endian, field behind field:
+Where a teacher is certain a few tokens hold all but a thousandth of the mass, where it is not a thousand may be
+needed: so each position keeps as few tokens as leave at most `tail` of the mass outside.
 
-    log_rest  float32            log of the probability of all other tokens together
-    low       uint16 × k         the lower 16 bits of the token ids, most likely first
-    high      uint8 × ⌈k/2⌉      bits 16 to 19, two ids a byte, the first in the lower half; only where V > 65,536
-    values    float16 × k        log-probabilities
-  or, 8 bits a value:
-    first     float32            log-probability of the first token
-    last      float32            and of the k-th
-    values    uint8 × k          first − (first − last) · u / 255
+A shard is packed little-endian, field behind field:
+
+    positions, n records
+      count     uint32             k
+      log_rest  float32            log of the probability of all other tokens together
+      first     float32            8 bits a value: log-probability of the first token
+      last      float32            and of the k-th
+    low         uint16 × N         the lower 16 bits of the token ids, most likely first, position behind position
+    values      float16 × N        log-probabilities
+      or        uint8 × N          first − (first − last) · u / 255
+    high        uint8 × ⌈N/2⌉      bits 16 to 19, two ids a byte, the first in the lower half; only where V > 65,536
 
 What is read back is normalized again, so that it sums to one whatever the rounding was.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -27,17 +32,20 @@ from edgeft.errors import ModelError
 
 Values = Literal["uint8", "float16"]
 LARGEST_VOCABULARY = 1 << 20
-CHOICES = (4, 8, 16, 32, 64, 128)
+MOST = (64, 256, 1024)
+TAILS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 LOG_TINY = float(np.log(np.finfo(np.float32).tiny))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How positions are stored. Raises ModelError for a vocabulary whose ids do not fit in 20 bits."""
+    """How positions are stored: at most `most` tokens each, fewer where less than `tail` of the mass is outside then
+    (0: always `most`). Raises ModelError for a vocabulary whose ids do not fit in 20 bits."""
 
-    k: int
+    most: int
     values: Values
     vocabulary: int
+    tail: float = 0.0
 
     def __post_init__(self) -> None:
         if self.vocabulary > LARGEST_VOCABULARY:
@@ -47,21 +55,25 @@ class Layout:
             )
 
     @property
-    def dtype(self) -> np.dtype:
-        """Of one record."""
-        fields: list[Any] = [("log_rest", "<f4"), ("low", "<u2", (self.k,))]
-        if self.vocabulary > 1 << 16:
-            fields.append(("high", "u1", ((self.k + 1) // 2,)))
-        if self.values == "float16":
-            fields.append(("values", "<f2", (self.k,)))
-        else:
-            fields += [("first", "<f4"), ("last", "<f4"), ("values", "u1", (self.k,))]
-        return np.dtype(fields)
+    def wide(self) -> bool:
+        """Whether an id takes more than 16 bits."""
+        return self.vocabulary > 1 << 16
 
     @property
-    def bytes_per_token(self) -> int:
-        """Size of one record."""
-        return int(self.dtype.itemsize)
+    def head(self) -> np.dtype:
+        """Of what is stored of a position beside its tokens."""
+        ranges = [("first", "<f4"), ("last", "<f4")] if self.values == "uint8" else []
+        return np.dtype([("count", "<u4"), ("log_rest", "<f4"), *ranges])
+
+    @property
+    def value(self) -> np.dtype:
+        """Of one log-probability."""
+        return np.dtype("u1" if self.values == "uint8" else "<f2")
+
+    def n_bytes(self, positions: int, tokens: int) -> int:
+        """Size of a shard of n positions that keep N tokens in all."""
+        high = -(-tokens // 2) if self.wide else 0
+        return positions * self.head.itemsize + tokens * (2 + self.value.itemsize) + high
 
 
 @dataclass(frozen=True)
@@ -83,91 +95,176 @@ class Top:
         p_log_p = rest.mul_(p).sum(-1, dtype=torch.float64)
         return Top(tokens, log_probs, p.sum(-1).log().clamp(min=LOG_TINY), p_log_p)
 
-    def first(self, k: int) -> "Top":
-        """The same with k ≤ m of the tokens."""
-        cut = self.log_probs[:, k:].double()
-        parts = torch.cat([cut, self.log_rest[:, None].double()], dim=1)
-        p_log_p = self.rest_p_log_p + (cut.exp() * cut).sum(-1)
-        return Top(self.tokens[:, :k], self.log_probs[:, :k], parts.logsumexp(-1).float(), p_log_p)
+    @cached_property
+    def outside(self) -> np.ndarray:
+        """Mass outside the first k tokens, k = 0 to m: (n, m + 1), float64."""
+        parts = torch.cat([self.log_probs, self.log_rest[:, None]], dim=1).double().exp()
+        return parts.flip(-1).cumsum(-1).flip(-1).cpu().numpy()
+
+    def counts(self, layout: Layout) -> np.ndarray:
+        """k of each position, (n,)."""
+        most = min(layout.most, self.tokens.shape[1])
+        if layout.tail <= 0.0:
+            return np.full(len(self.tokens), most)
+        return np.clip((self.outside[:, :most] > layout.tail).sum(-1), 1, most)
 
 
-def encode(top: Top, layout: Layout) -> np.ndarray:
-    """Records (n,) of distributions with m = k."""
-    ids, log_probs = top.tokens.cpu().numpy(), top.log_probs.float().cpu().numpy()
-    records = np.zeros(len(ids), layout.dtype)
-    records["log_rest"] = top.log_rest.float().cpu().numpy()
-    records["low"] = ids & 0xFFFF
-    if layout.vocabulary > 1 << 16:
-        high = (ids >> 16).astype(np.uint8)
-        records["high"] = high[:, 0::2]
-        records["high"][:, : layout.k // 2] |= high[:, 1::2] << 4
+@dataclass(frozen=True)
+class Records:
+    """Positions as they are stored: `heads` (n,) of `Layout.head`, `ids` (N,) uint32, `values` (N,)."""
+
+    heads: np.ndarray
+    ids: np.ndarray
+    values: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Tokens of each position, (n,)."""
+        return self.heads["count"].astype(np.int64)
+
+    @staticmethod
+    def join(parts: Sequence["Records"]) -> "Records":
+        """One behind the other."""
+        fields = ((getattr(part, name) for part in parts) for name in ("heads", "ids", "values"))
+        return Records(*(np.concatenate(list(field)) for field in fields))
+
+    def ordered(self, order: np.ndarray) -> "Records":
+        """The positions `order` (n,)."""
+        counts = self.counts
+        starts = np.cumsum(counts) - counts
+        wanted = counts[order]
+        within = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        at = np.repeat(starts[order], wanted) + within
+        return Records(self.heads[order], self.ids[at], self.values[at])
+
+
+class Shard:
+    """The positions of some examples, read from the bytes (B,) of a file where they are."""
+
+    def __init__(self, content: np.ndarray, positions: int, layout: Layout):
+        self.content, self.layout = content, layout
+        at = positions * layout.head.itemsize
+        self.heads = content[:at].view(layout.head)
+        self.bounds = np.concatenate([[0], np.cumsum(self.heads["count"], dtype=np.int64)])
+        n = int(self.bounds[-1])
+        self.low = content[at : at + 2 * n].view("<u2")
+        at += 2 * n
+        self.values = content[at : at + n * layout.value.itemsize].view(layout.value)
+        self.high = content[at + self.values.nbytes :]
+
+    def read(self, start: int, stop: int) -> Records:
+        """The positions [start, stop)."""
+        first, last = int(self.bounds[start]), int(self.bounds[stop])
+        ids = self.low[first:last].astype(np.uint32)
+        if self.layout.wide:
+            packed = self.high[first // 2 : (last + 1) // 2]
+            pairs = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
+            ids |= pairs[first % 2 : first % 2 + len(ids)].astype(np.uint32) << 16
+        return Records(self.heads[start:stop], ids, self.values[first:last])
+
+
+def shard_bytes(records: Records, layout: Layout) -> bytes:
+    """What `Shard` reads."""
+    parts = [records.heads.tobytes(), (records.ids & 0xFFFF).astype("<u2").tobytes(), records.values.tobytes()]
+    if layout.wide:
+        high = (records.ids >> 16).astype(np.uint8)
+        high = np.append(high, np.zeros(len(high) % 2, np.uint8))
+        parts.append((high[0::2] | high[1::2] << 4).tobytes())
+    return b"".join(parts)
+
+
+def encode(top: Top, layout: Layout) -> Records:
+    """The first tokens of each position, as many as the layout keeps."""
+    log_probs = top.log_probs.float().cpu().numpy()
+    counts = top.counts(layout)
+    kept = np.arange(log_probs.shape[1]) < counts[:, None]
+    rows = np.arange(len(counts))
+    outside = top.outside[rows, counts]
+    heads = np.zeros(len(counts), layout.head)
+    heads["count"] = counts
+    heads["log_rest"] = np.log(np.maximum(outside, np.finfo(np.float32).tiny))
     if layout.values == "float16":
-        records["values"] = np.maximum(log_probs, np.finfo(np.float16).min)
+        values = np.maximum(log_probs[kept], np.finfo(np.float16).min).astype("<f2")
     else:
-        first, last = log_probs[:, :1], log_probs[:, -1:]
-        records["first"], records["last"] = first[:, 0], last[:, 0]
-        step = np.maximum(first - last, np.finfo(np.float32).tiny) / 255
-        records["values"] = np.rint((first - log_probs) / step)
-    return records
+        heads["first"], heads["last"] = log_probs[:, 0], log_probs[rows, counts - 1]
+        step = np.maximum(heads["first"] - heads["last"], np.finfo(np.float32).tiny) / 255
+        values = np.rint((np.repeat(heads["first"], counts) - log_probs[kept]) / np.repeat(step, counts))
+    return Records(heads, top.tokens.cpu().numpy()[kept].astype(np.uint32), values.astype(layout.value))
 
 
-def decode(records: np.ndarray, layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens (n, k) int64, log-probabilities (n, k) and of the rest (n,), float32, which sum to one."""
-    ids = records["low"].astype(np.int64)
-    if layout.vocabulary > 1 << 16:
-        high = records["high"].astype(np.int64)
-        ids[:, 0::2] |= (high & 0xF) << 16
-        ids[:, 1::2] |= (high[:, : layout.k // 2] >> 4) << 16
-    if layout.values == "float16":
-        log_probs = records["values"].astype(np.float32)
-    else:
-        first, last = records["first"][:, None], records["last"][:, None]
-        log_probs = first - (first - last) * (records["values"].astype(np.float32) / 255)
-    together = torch.from_numpy(np.concatenate([log_probs, records["log_rest"][:, None]], axis=1))
-    together = torch.log_softmax(together, dim=-1)
-    return torch.from_numpy(ids), together[:, :-1], together[:, -1]
+def decode(records: Records) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens (N,) int64 and log-probabilities (N,), and of the rest (n,), float32, which sum to one."""
+    heads, counts = records.heads, records.counts
+    log_probs = records.values.astype(np.float32)
+    if "first" in (heads.dtype.names or ()):
+        step = (heads["first"] - heads["last"]) / 255
+        log_probs = np.repeat(heads["first"], counts) - np.repeat(step, counts) * log_probs
+    starts = np.cumsum(counts) - counts
+    mass = np.exp(heads["log_rest"], dtype=np.float64)
+    if len(counts):
+        mass += np.add.reduceat(np.exp(log_probs, dtype=np.float64), starts)
+    log_mass = np.log(mass).astype(np.float32)
+    return (
+        torch.from_numpy(records.ids.astype(np.int64)),
+        torch.from_numpy(log_probs - np.repeat(log_mass, counts)),
+        torch.from_numpy(heads["log_rest"] - log_mass),
+    )
 
 
-def divergences(top: Top, records: np.ndarray, layout: Layout) -> torch.Tensor:
+def divergences(top: Top, records: Records, layout: Layout) -> torch.Tensor:
     """KL(whole ‖ cached) in nats, (n,) float64, where the cached distribution spreads what is left evenly over the
     other tokens. It is what a loss over k + 1 outcomes misses with a student that knows nothing of the rest, and what
     rounding costs."""
-    _, log_probs, log_rest = decode(records, layout)
+    _, log_probs, log_rest = decode(records)
+    counts = torch.from_numpy(records.counts)
     known = top.log_probs.cpu().double()
-    others = max(1, layout.vocabulary - layout.k)
-    spread = log_rest.double() - float(np.log(others))
+    kept = torch.arange(known.shape[1]) < counts[:, None]
+    cached = known.clone()
+    cached[kept] = log_probs.double()
+    spread = log_rest.double() - (layout.vocabulary - counts).clamp(min=1).double().log()
+    cached = torch.where(kept, cached, spread[:, None])
     rest = top.log_rest.cpu().double().exp()
-    return (known.exp() * (known - log_probs)).sum(-1) + top.rest_p_log_p.cpu() - rest * spread
+    return (known.exp() * (known - cached)).sum(-1) + top.rest_p_log_p.cpu() - rest * spread
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout with what it came to on a sample: mean KL(whole ‖ cached) in nats, and bytes a token."""
+
+    layout: Layout
+    kl: float
+    bytes_per_token: float
 
 
 def choose_layout(
-    distributions: Iterable[torch.Tensor], vocabulary: int, k: int | None, max_kl: float, max_bytes: int
-) -> tuple[Layout, float]:
+    distributions: Iterable[torch.Tensor], vocabulary: int, k: int | None, max_kl: float, max_bytes: float
+) -> Choice:
     """The smallest layout whose mean KL(whole ‖ cached) over a sample of log-probabilities (n, V) is `max_kl` nats
-    at most, and that KL; where none of at most `max_bytes` a token is, the one that comes nearest.
+    at most; where none of at most `max_bytes` a token is, the one that comes nearest.
 
-    `k` given: only the precision of the values is chosen.
+    `k` given: every position keeps that many, and only the precision of the values is chosen.
     """
-    layouts = _candidates(vocabulary, k, max_bytes)
-    most = max(layout.k for layout in layouts)
-    sums, count = [0.0] * len(layouts), 0
+    layouts = _candidates(vocabulary, k)
+    most = max(layout.most for layout in layouts)
+    kls, sizes, count = np.zeros(len(layouts)), np.zeros(len(layouts)), 0
     for log_p in distributions:
         top = Top.of(log_p, most)
         count += len(top.tokens)
         for at, layout in enumerate(layouts):
-            cut = top.first(layout.k)
-            sums[at] += float(divergences(cut, encode(cut, layout), layout).sum())
-    kls = [total / max(1, count) for total in sums]
-    fitting = next((at for at, kl in enumerate(kls) if kl <= max_kl), None)
-    chosen = fitting if fitting is not None else int(np.argmin(kls))
-    return layouts[chosen], kls[chosen]
+            records = encode(top, layout)
+            kls[at] += float(divergences(top, records, layout).sum())
+            sizes[at] += layout.n_bytes(len(records.heads), len(records.ids))
+    choices = [Choice(*each) for each in zip(layouts, kls / max(1, count), sizes / max(1, count), strict=True)]
+    choices.sort(key=lambda choice: choice.bytes_per_token)
+    small = [choice for choice in choices if choice.bytes_per_token <= max_bytes] or choices[:1]
+    small = choices if k is not None else small
+    return next((choice for choice in small if choice.kl <= max_kl), min(small, key=lambda choice: choice.kl))
 
 
-def _candidates(vocabulary: int, k: int | None, max_bytes: int) -> Sequence[Layout]:
-    """Layouts by size."""
-    sizes = (k,) if k is not None else CHOICES
+def _candidates(vocabulary: int, k: int | None) -> list[Layout]:
     widths: tuple[Values, ...] = ("uint8", "float16")
-    layouts = [Layout(min(size, vocabulary), values, vocabulary) for size in sizes for values in widths]
-    layouts = sorted(set(layouts), key=lambda layout: layout.bytes_per_token)
-    small = [layout for layout in layouts if layout.bytes_per_token <= max_bytes]
-    return small if k is None else layouts
+    shapes: Any = [(k, 0.0)] if k is not None else [(most, tail) for most in MOST for tail in TAILS]
+    return sorted(
+        {Layout(min(most, vocabulary), values, vocabulary, tail) for most, tail in shapes for values in widths},
+        key=lambda layout: (layout.most, layout.values, layout.tail),
+    )

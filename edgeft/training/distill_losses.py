@@ -1,13 +1,15 @@
 """Losses that draw a student's next-token distribution to a teacher's, each *summed* over tokens.
 
 Shapes: L positions that carry loss, C positions of a chunk, D hidden width of the student, E of the teacher, V
-vocabulary both share, k tokens of which the teacher's probability is known, S = k + 1 or V outcomes compared.
+vocabulary both share, k tokens of which the teacher's probability is known, S = k + 1 or V outcomes compared, N the
+known tokens of all L positions.
 
 A teacher known at its k most likely tokens only is compared over k + 1 outcomes: these tokens, and "another one",
 with all that is left of the mass on both sides. By the log-sum inequality that divergence is never above the one over
 all V tokens, and equal to it when teacher and student agree on how the rest is spread.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from edgeft.training.batches import Batch
 from edgeft.training.losses import model_inputs, scaled_gradients, separate_head, sum_by_chunks
 
 TINY = torch.finfo(torch.float32).tiny
+LOG_TINY = math.log(TINY)
 PROJECTION = "distill_projection"
 
 
@@ -62,21 +65,29 @@ class Targets(Protocol):
 
     def outcomes(self, part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Of the positions `part`: tokens (C, k) with log-probabilities (C, k + 1), the last one of all other
-        tokens together; or None with those of all tokens (C, V)."""
+        tokens together; or None with those of all tokens (C, V). A position with fewer than k known tokens repeats
+        its first one with the log-probability −∞."""
         ...
 
 
 @dataclass(frozen=True)
 class TopTargets:
-    """The k most likely tokens: `tokens` and `log_probs` (L, k), and `log_rest` (L,) of all others together."""
+    """The most likely tokens of each position, one behind the other: `tokens` and `log_probs` (N,), of which position
+    i has those from `bounds[i]` to `bounds[i + 1]` (L + 1,), and `log_rest` (L,) of all others together."""
 
     tokens: torch.Tensor
     log_probs: torch.Tensor
     log_rest: torch.Tensor
+    bounds: torch.Tensor
 
     def outcomes(self, part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
         """See Targets."""
-        return self.tokens[part], torch.cat([self.log_probs[part], self.log_rest[part, None]], dim=1)
+        starts, stops = self.bounds[:-1][part, None], self.bounds[1:][part, None]
+        at = starts + torch.arange(int((stops - starts).max()), device=starts.device)
+        known = at < stops
+        at = torch.where(known, at, starts)
+        log_probs = self.log_probs[at].masked_fill_(~known, -torch.inf)
+        return self.tokens[at], torch.cat([log_probs, self.log_rest[part, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -238,17 +249,20 @@ def _over_known(
     divergence: Divergence, logits: torch.Tensor, tokens: torch.Tensor | None, log_p: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     assert tokens is not None
+    absent = log_p.isinf()
+    log_p = log_p.masked_fill(absent, LOG_TINY)
     logits = logits - logits.amax(-1, keepdim=True)
     known = logits.gather(1, tokens)
     mass = logits.exp_()  # of every token, over the largest
-    known_mass = mass.gather(1, tokens)
+    known_mass = mass.gather(1, tokens).masked_fill_(absent[:, :-1], 0.0)
     rest = mass.scatter_(1, tokens, 0.0).sum(-1, keepdim=True)  # summed alone: 1 − Σ would lose a small one
     z = rest + known_mass.sum(-1, keepdim=True)
     log_q = torch.cat([known, rest.clamp(min=TINY).log()], dim=1) - z.log()
+    log_q.masked_fill_(absent, LOG_TINY)  # as unlikely as there: nothing to learn
     loss, g = _value_and_slope(divergence, log_p, log_q)
     total = g.sum(-1, keepdim=True) / z
     grad = mass.mul_(g[:, -1:] / rest.clamp(min=TINY) - total)
-    return loss, grad.scatter_(1, tokens, g[:, :-1] - known_mass * total)
+    return loss, grad.scatter_add_(1, tokens, g[:, :-1] - known_mass * total)
 
 
 def _value_and_slope(

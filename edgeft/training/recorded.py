@@ -6,15 +6,13 @@ Format: `choices[].logprobs.content[]` of OpenAI's chat completions, each with `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgeft.errors import ModelError
 from edgeft.training.batches import TokenSet
-from edgeft.training.cache_format import LOG_TINY, Layout, Top, encode
+from edgeft.training.cache_format import LOG_TINY, Layout, Records, Shard, shard_bytes
 from edgeft.training.teacher_cache import CachedSet, loss_rows
 
 WORD_START = "▁"  # a space, as tokenizers of SentencePiece's kind write it
@@ -48,9 +46,10 @@ def recorded_set(answers: Sequence[RecordedAnswer], tokenizer: Any, top_logprobs
     layout = Layout(top_logprobs + 1, "float16", max(tokenizer.get_vocab().values()) + 1)
     tokens = TokenSet.build([(answer.ids, answer.mask) for answer in answers])
     known = [row for answer in answers for row in _known_tokens(answer, texts, by_text)]
-    records = encode(_top(known, layout), layout)
-    tail = float(np.exp(records["log_rest"].astype(np.float64)).mean()) if len(records) else 0.0
-    return CachedSet(tokens, layout, loss_rows(tokens), [(0, records)], 0.0, tail)
+    records = _records(known, layout)
+    tail = float(np.exp(records.heads["log_rest"], dtype=np.float64).mean()) if known else 0.0
+    content = np.frombuffer(shard_bytes(records, layout), np.uint8)
+    return CachedSet(tokens, layout, loss_rows(tokens), [(0, Shard(content, len(known), layout))], 0.0, tail)
 
 
 def _known_tokens(
@@ -75,20 +74,15 @@ def _known_tokens(
     return known
 
 
-def _top(known: Sequence[Mapping[int, float]], layout: Layout) -> Top:
-    """As `cache_format` takes it; places left over name tokens of no probability."""
-    n = len(known)
-    tokens = np.zeros((n, layout.k), np.int64)
-    log_probs = np.full((n, layout.k), LOG_TINY, np.float32)
-    rest = np.zeros(n)
-    for row, likely in enumerate(known):
-        ordered = sorted(likely.items(), key=lambda pair: -pair[1])[: layout.k]
-        unused = islice((token for token in range(layout.vocabulary) if token not in likely), layout.k - len(ordered))
-        tokens[row] = [*(token for token, _ in ordered), *unused]
-        log_probs[row, : len(ordered)] = [log_p for _, log_p in ordered]
-        rest[row] = max(0.0, 1.0 - float(np.exp([log_p for _, log_p in ordered]).sum()))
-    log_rest = np.log(np.maximum(rest, np.exp(LOG_TINY)))
-    return Top(*(torch.from_numpy(a) for a in (tokens, log_probs, log_rest.astype(np.float32), np.zeros(n))))
+def _records(known: Sequence[Mapping[int, float]], layout: Layout) -> Records:
+    """As the cache stores them."""
+    likely = [sorted(each.items(), key=lambda pair: -pair[1])[: layout.most] for each in known]
+    heads = np.zeros(len(known), layout.head)
+    heads["count"] = [len(each) for each in likely]
+    rest = np.array([1.0 - sum(np.exp(log_p) for _, log_p in each) for each in likely])
+    heads["log_rest"] = np.log(np.maximum(rest, np.exp(LOG_TINY)))
+    ids = np.array([token for each in likely for token, _ in each], np.uint32)
+    return Records(heads, ids, np.array([log_p for each in likely for _, log_p in each], layout.value))
 
 
 def _texts(tokenizer: Any) -> dict[int, str]:

@@ -1,7 +1,7 @@
 """A teacher's distributions, computed once and read by every training that asks for the same.
 
     FOLDER/teacher-KEY/cache.json    layout, temperature, the key in full; written first
-    FOLDER/teacher-KEY/00000.bin     records (`cache_format`) of the loss positions of some examples in a row
+    FOLDER/teacher-KEY/00000.bin     the loss positions of some examples in a row (`cache_format`)
     FOLDER/teacher-KEY/00000.json    its sha256 and what was measured, written when the .bin is whole
     FOLDER/teacher-KEY/lock          held by who computes
 
@@ -28,26 +28,36 @@ from edgeft.artifact import refused_writes, sha256_file, write_atomic, writing
 from edgeft.console import Log
 from edgeft.errors import ArtifactError
 from edgeft.training.batches import TokenSet
-from edgeft.training.cache_format import Layout, Top, choose_layout, decode, divergences, encode
+from edgeft.training.cache_format import (
+    Layout,
+    Records,
+    Shard,
+    Top,
+    choose_layout,
+    decode,
+    divergences,
+    encode,
+    shard_bytes,
+)
 from edgeft.training.distill_losses import DistillBatch, Teacher, TopTargets
 from edgeft.training.losses import chunk_rows
 
-FORMAT = 1
+FORMAT = 2
 SHARD_ROWS = 16384
-SAMPLE_ROWS = 512  # positions that k and precision are chosen on
-MAX_BYTES = 300  # a token, for a k that is chosen
+SAMPLE_ROWS = 512  # positions that the layout is chosen on
+MAX_BYTES = 300  # a token in the mean, for a layout that is chosen
 
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What is to be cached: `teacher_key` names the teacher's weights; `top_k` None: chosen, so that KL(whole ‖
-    cached) is `max_kl` nats a token at most."""
+    """What is to be cached: `teacher_key` names the teacher's weights; `top_k` tokens of each position, or None: as
+    many of each as it takes for KL(whole ‖ cached) to be `max_kl` nats a token at most, in the mean."""
 
     teacher_key: str
     vocabulary: int
     temperature: float = 1.0
     top_k: int | None = None
-    max_kl: float = 0.01
+    max_kl: float = 0.001
     micro_batch_tokens: int = 4096
 
     def key(self, tokens: TokenSet) -> str:
@@ -62,14 +72,14 @@ class CacheRequest:
 class CachedSet:
     """Examples with their teacher's distributions; an `Examples` for the loop whose batches are DistillBatch.
 
-    `rows` (n+1,) bounds each example's records; `kl` is the mean KL(whole ‖ cached) in nats a token, `tail_mass` the
-    mean probability of the tokens that are not kept.
+    `rows` (n+1,) bounds each example's positions, `shards` hold them from the given one on; `kl` is the mean
+    KL(whole ‖ cached) in nats a token, `tail_mass` the mean probability of the tokens that are not kept.
     """
 
     tokens: TokenSet
     layout: Layout
     rows: np.ndarray
-    shards: Sequence[tuple[int, np.ndarray]]
+    shards: Sequence[tuple[int, Shard]]
     kl: float
     tail_mass: float
 
@@ -83,23 +93,39 @@ class CachedSet:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the records on disk."""
-        return int(self.rows[-1]) * self.layout.bytes_per_token
+        """Size on disk."""
+        return sum(shard.content.nbytes for _, shard in self.shards)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean size of a position."""
+        return self.n_bytes / max(1, int(self.rows[-1]))
+
+    @property
+    def mean_k(self) -> float:
+        """Tokens kept of a position, in the mean."""
+        return sum(int(shard.bounds[-1]) for _, shard in self.shards) / max(1, int(self.rows[-1]))
 
     def pack(self, index: np.ndarray) -> DistillBatch:
-        """The packed row of the examples `index` (B,), with targets."""
-        records = np.concatenate([self._records(int(i)) for i in index])
-        return DistillBatch(**vars(self.tokens.pack(index)), targets=TopTargets(*decode(records, self.layout)))
+        """The packed row of the examples `index` (B,), with targets; its loss positions by their number of known
+        tokens, so that those in a chunk are alike."""
+        batch = self.tokens.pack(index)
+        records = Records.join([self._records(int(i)) for i in index])
+        order = np.argsort(records.counts, kind="stable")
+        records, at = records.ordered(order), torch.from_numpy(order)
+        bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(records.counts)]))
+        fields = vars(batch) | {"loss_positions": batch.loss_positions[at], "labels": batch.labels[at]}
+        return DistillBatch(**fields, targets=TopTargets(*decode(records), bounds))
 
     @cached_property
     def _starts(self) -> np.ndarray:
         return np.array([start for start, _ in self.shards])
 
-    def _records(self, example: int) -> np.ndarray:
+    def _records(self, example: int) -> Records:
         """All of one example, which lies in one shard."""
         start, stop = int(self.rows[example]), int(self.rows[example + 1])
-        first, records = self.shards[int(np.searchsorted(self._starts, start, side="right")) - 1]
-        return records[start - first : stop - first]
+        first, shard = self.shards[int(np.searchsorted(self._starts, start, side="right")) - 1]
+        return shard.read(start - first, stop - first)
 
 
 def cache_teacher(
@@ -123,14 +149,15 @@ def cache_teacher(
             _compute(folder, missing, bounds, tokens, teacher, layout, request, log)
     reports = [json.loads(_path(folder, shard, "json").read_bytes()) for shard in range(len(bounds))]
     shards = [
-        (int(rows[first]), np.memmap(_path(folder, shard, "bin"), layout.dtype, mode="r"))
-        for shard, (first, _) in enumerate(bounds)
+        (int(rows[first]), _open(_path(folder, shard, "bin"), int(rows[stop] - rows[first]), layout))
+        for shard, (first, stop) in enumerate(bounds)
     ]
     kl, tail = (sum(report[name] for report in reports) / max(1, int(rows[-1])) for name in ("kl_sum", "tail_sum"))
     cached = CachedSet(tokens, layout, rows, shards, kl, tail)
     log.say(
-        f"teacher cache: {cached.n_bytes / 1e6:.1f} MB, {layout.bytes_per_token} bytes a token (top {layout.k}, "
-        f"{layout.values}), KL to the whole {kl:.2g} nats a token, {tail:.2%} of the mass outside"
+        f"teacher cache: {cached.n_bytes / 1e6:.1f} MB, {cached.bytes_per_token:.0f} bytes a token (top "
+        f"{cached.mean_k:.1f} in the mean, {layout.values}), KL to the whole {kl:.2g} nats a token, "
+        f"{tail:.2%} of the mass outside"
     )
     return cached
 
@@ -163,23 +190,24 @@ def _choose(
     counts = np.cumsum(np.diff(loss_rows(tokens))[order])
     sample = order[: int(np.searchsorted(counts, SAMPLE_ROWS)) + 1]
     whole = _distributions(teacher, tokens, sample, request)
-    layout, kl = choose_layout(whole, request.vocabulary, request.top_k, request.max_kl, MAX_BYTES)
-    if kl > request.max_kl:
+    chosen = choose_layout(whole, request.vocabulary, request.top_k, request.max_kl, MAX_BYTES)
+    if chosen.kl > request.max_kl:
+        why = f"top {request.top_k}" if request.top_k else f"the nearest within {MAX_BYTES} bytes a token"
         log.say(
-            f"teacher cache: KL to the whole distribution {kl:.2g} nats a token on a sample, more than "
-            f"distill.cache_kl {request.max_kl:g}; top {layout.k} is the nearest within {MAX_BYTES} bytes a token"
+            f"teacher cache: KL to the whole distribution {chosen.kl:.2g} nats a token on a sample, more than "
+            f"distill.cache_kl {request.max_kl:g}: {why}"
         )
-    expected = n_rows * layout.bytes_per_token
-    log.say(f"teacher cache: {expected / 1e6:.1f} MB to be written ({layout.bytes_per_token} bytes a token)")
+    expected = n_rows * chosen.bytes_per_token
+    log.say(f"teacher cache: about {expected / 1e6:.1f} MB to be written ({chosen.bytes_per_token:.0f} bytes a token)")
     free = shutil.disk_usage(folder).free
     if expected > free:
         raise ArtifactError(
             f"{folder}: the teacher cache will take {expected / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB; "
             "free some space, lower distill.top_k, or set distill.top_k: null to compute the teacher in every step"
         )
-    content = {"format": FORMAT, "key": key, "layout": asdict(layout), "temperature": request.temperature}
+    content = {"format": FORMAT, "key": key, "layout": asdict(chosen.layout), "temperature": request.temperature}
     write_atomic(folder / "cache.json", json.dumps(content, indent=1) + "\n")
-    return layout
+    return chosen.layout
 
 
 def _compute(
@@ -198,13 +226,14 @@ def _compute(
             first, stop = bounds[shard]
             kl = tail = 0.0
             path = _path(folder, shard, "bin")
-            with writing(path) as temporary, temporary.open("wb") as file:
-                for log_p in _distributions(teacher, tokens, np.arange(first, stop), request):
-                    top = Top.of(log_p, layout.k)
-                    records = encode(top, layout)
-                    kl += float(divergences(top, records, layout).sum())
-                    tail += float(top.log_rest.double().exp().sum())
-                    file.write(records.tobytes())
+            parts = []
+            for log_p in _distributions(teacher, tokens, np.arange(first, stop), request):
+                top = Top.of(log_p, layout.most)
+                parts.append(encode(top, layout))
+                kl += float(divergences(top, parts[-1], layout).sum())
+                tail += float(np.exp(parts[-1].heads["log_rest"], dtype=np.float64).sum())
+            with writing(path) as temporary:
+                temporary.write_bytes(shard_bytes(Records.join(parts), layout))
             report = {"sha256": sha256_file(path), "kl_sum": kl, "tail_sum": tail}
             write_atomic(_path(folder, shard, "json"), json.dumps(report) + "\n")
             progress.update(done)
@@ -257,6 +286,10 @@ def _read_layout(folder: Path, key: str) -> Layout | None:
         return Layout(**content["layout"]) if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _open(path: Path, positions: int, layout: Layout) -> Shard:
+    return Shard(np.memmap(path, np.uint8, mode="r"), positions, layout)
 
 
 def _path(folder: Path, shard: int, kind: str) -> Path:

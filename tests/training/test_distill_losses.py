@@ -92,7 +92,8 @@ class _Case:
         p = _softmax(self.teacher / divergence.temperature)
         tokens = np.argsort(-self.teacher, -1)[:, :k]
         coarse = torch.from_numpy(_coarse(p, tokens)).float()
-        return TopTargets(torch.from_numpy(tokens.copy()), coarse[:, :-1].log(), coarse[:, -1].clamp(min=1e-38).log())
+        known, rest = coarse[:, :-1].log().reshape(-1), coarse[:, -1].clamp(min=1e-38).log()
+        return TopTargets(torch.from_numpy(tokens.reshape(-1)), known, rest, k * torch.arange(len(coarse) + 1))
 
 
 @pytest.mark.parametrize("k", [None, 1, 8, V])

@@ -36,16 +36,21 @@ def test_every_position_has_what_was_sent() -> None:
     assert tokens is not None
     p = log_p.exp().numpy()
     assert p.sum(-1) == pytest.approx(1.0, abs=1e-5)
-    answered = len(answer.positions)
-    start = batch.loss_count - sum(answer.mask)
-    for row in range(start, start + answered):
-        known = dict(zip(tokens[row].tolist(), p[row], strict=False))
-        assert known[int(batch.labels[row])] == pytest.approx(0.5, rel=1e-3)
+    likely = [
+        {token: prob for token, prob in zip(ids.tolist(), probs, strict=False) if prob} | {"rest": probs[-1]}
+        for ids, probs in zip(tokens, p, strict=True)
+    ]
+    by_place = dict(zip(batch.loss_positions.tolist(), zip(batch.labels.tolist(), likely, strict=True), strict=True))
+    first = batch.n_tokens - len(answer.ids) + answer.mask.index(True) - 1
+    for place in range(first, first + len(answer.positions)):
+        label, known = by_place.pop(place)
+        assert known[label] == pytest.approx(0.5, rel=1e-3)
         assert known[tokenizer.convert_tokens_to_ids("!")] == pytest.approx(0.2, rel=1e-3)
         assert known[tokenizer.convert_tokens_to_ids("?")] == pytest.approx(0.1, rel=1e-3)
-        assert p[row, -1] == pytest.approx(0.2, rel=1e-3)
-    end = dict(zip(tokens[-1].tolist(), p[-1], strict=False))
-    assert end[int(batch.labels[-1])] == pytest.approx(1.0)  # the end of the turn, of which an API says nothing
+        assert known["rest"] == pytest.approx(0.2, rel=1e-3)
+        assert len(known) == 4
+    label, known = by_place.pop(first + len(answer.positions))
+    assert known[label] == pytest.approx(1.0)  # the end of the turn, of which an API says nothing
 
 
 def test_another_tokenizer_is_refused() -> None:
