@@ -97,7 +97,7 @@ def recipe_of(name: str, artifacts: dict[str, Artifact]) -> Recipe:
         for key, value in artifact.made_from.items():
             kind, _, what = key.partition(" ")
             section, _, rest = what.partition(".")
-            if kind == "recipe" and section in ("train", "merge", "export", "parity", "bench"):
+            if kind == "recipe" and section in ("train", "merge", "distill", "export", "parity", "bench"):
                 at = values.setdefault(section, {})
                 *path, last = rest.split(".")
                 for part in path:

@@ -8,8 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.pipeline import inspect
-from edgeft.preflight import estimate, read_shape
+from edgeft.preflight import Shape, Tokens, estimate, read_shape, student
+from edgeft.preflight.machine import REFERENCE, Speed
 from edgeft.preflight.student import final_shape
+from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
 from edgeft.store import Store
 from tests.tiny import make_tiny_llama
@@ -36,10 +38,37 @@ def test_the_student_is_counted_as_torch_counts_it(tmp_path: Path, tied: bool) -
     config = LlamaConfig(vocab_size=teacher.vocab_size, head_dim=16, tie_word_embeddings=tied, **SHAPE)
     with torch.device("meta"):
         wanted = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
+        linear = sum(
+            module.weight.numel()
+            for name, module in LlamaForCausalLM(config).named_modules()
+            if isinstance(module, torch.nn.Linear) and name != "lm_head"
+        )
     assert final_shape(recipe, teacher).n_params == wanted
+    assert final_shape(recipe, teacher).linear == linear
     costs = estimate(recipe, inspect(recipe, Store(tmp_path / "runs")))
     assert costs["distill"].minutes is not None
     assert costs["distill"].disk_bytes is not None
     assert costs["distill"].disk_bytes > 4 * wanted
     assert costs["export"].disk_bytes is not None
     assert costs["export"].disk_bytes < 4 * wanted
+
+
+def test_distilling_takes_what_its_passes_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, at one FLOP a second and tokens generated in no time: the teacher reads 110 tokens once, the student
+    learns 100 and is watched on 10, three times; both are compared on 10, twice."""
+    monkeypatch.setattr(Speed, "train_flops_per_s", lambda self, width, dtype, threads: 1.0)
+    monkeypatch.setattr(student, "generation_seconds", lambda *_: 0.0)
+    matrices = {f"{n}.{name}": (32, 64) for n in range(2) for name in "qkvo"} | {
+        f"{n}.{name}": (100, 64) for n in range(2) for name in ("gate", "up", "down")
+    }
+    base = Shape(0, 64, 2, 50, 100, 2, 2, 16, matrices)
+    tokens = Tokens(100, 0, 0.0, validation=10, loss_share=0.5)
+    settings = {"student": SHAPE, "num_train_epochs": 3}
+    data = dict.fromkeys(("train", "validation", "test"), "-")
+    recipe = Recipe.build({"name": "d", "data": data, "train": {}, "distill": settings}, Path())
+    of_teacher = 2 * (2 * (4 * 32 * 64 + 3 * 100 * 64) + 50 * 64 / 2)
+    of_student = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 50 * 32 / 2)
+    cached = 110 * of_teacher + 3 * 310 * of_student + 20 * (of_teacher + of_student)
+    assert student.distilling_seconds(recipe, base, tokens, REFERENCE) == cached
+    live = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"top_k": None})})
+    assert student.distilling_seconds(live, base, tokens, REFERENCE) == cached + 220 * of_teacher

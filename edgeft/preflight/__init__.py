@@ -13,7 +13,7 @@ from typing import Any
 from edgeft.pipeline import State
 from edgeft.preflight.machine import REFERENCE, Speed, n_threads, physical_cores, speed_of_this_machine
 from edgeft.preflight.shape import Shape, read_shape
-from edgeft.preflight.student import distilling_bytes, distilling_flops, final_shape
+from edgeft.preflight.student import distilling_bytes, distilling_seconds, final_shape
 from edgeft.preflight.tokens import BYTES_PER_TOKEN, Tokens, count_tokens, guess_from_inputs
 from edgeft.preflight.training import DTYPE_BYTES, generation_seconds, training_cost
 from edgeft.recipe import Recipe
@@ -40,6 +40,7 @@ BITS_PER_WEIGHT = {
     "IQ3_XXS": 3.06, "Q2_K": 3.0, "Q2_K_S": 2.75, "IQ2_M": 2.7, "IQ2_S": 2.5, "IQ2_XS": 2.31, "IQ2_XXS": 2.06,
     "IQ1_M": 1.75, "IQ1_S": 1.56, "TQ2_0": 2.06, "TQ1_0": 1.69,
 }  # fmt: skip
+OVERHEAD_SECONDS = {"parity": 1.5, "baseline": 6.0, "bench": 10.0}  # imports, processes and loads, of any model
 IMPORT_SECONDS = 6.0  # torch, transformers and peft, by the first stage that needs them
 TORCH_STAGES = ("data", "train", "merge", "distill", "recover", "parity", "baseline")
 ENCODER_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int8_static": 1}
@@ -88,6 +89,8 @@ def estimate(recipe: Recipe, states: list[State], speed: Speed = REFERENCE) -> d
     costs = {
         stage: COSTS[module or stage](exported if stage in OF_FINAL_MODEL else job) for stage, module in todo.items()
     }
+    for stage in costs.keys() & OVERHEAD_SECONDS:
+        costs[stage] = _longer(costs[stage], speed.seconds(OVERHEAD_SECONDS[stage]))
     first = next((stage for stage in todo if stage in TORCH_STAGES), None)
     return costs if first is None else costs | {first: _with_imports(costs[first], speed)}
 
@@ -98,9 +101,11 @@ def estimate_training(recipe: Recipe, tokens: Tokens, speed: Speed = REFERENCE) 
 
 
 def _with_imports(cost: Estimate, speed: Speed) -> Estimate:
-    if cost.minutes is None:
-        return cost
-    return replace(cost, minutes=cost.minutes + _minutes(speed.seconds(IMPORT_SECONDS)))
+    return _longer(cost, speed.seconds(IMPORT_SECONDS))
+
+
+def _longer(cost: Estimate, seconds: float) -> Estimate:
+    return cost if cost.minutes is None else replace(cost, minutes=cost.minutes + _minutes(seconds))
 
 
 def _minutes(seconds: float) -> float:
@@ -133,7 +138,7 @@ def _distill(job: _Job) -> Estimate:
     if job.tokens is None:
         return Estimate(None, None, None)
     disk, ram = distilling_bytes(job.recipe, job.shape, job.tokens)
-    seconds = distilling_flops(job.recipe, job.shape, job.tokens) / job.train_rate
+    seconds = distilling_seconds(job.recipe, job.shape, job.tokens, job.speed)
     working = 3 * 12 * final_shape(job.recipe, job.shape).n_params  # two checkpoints and the one being written
     return Estimate(disk + working, ram, _minutes(seconds), working)
 

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from edgeft.preflight.machine import Speed, n_threads
 from edgeft.preflight.shape import Shape, read_shape
 from edgeft.preflight.tokens import Tokens
-from edgeft.preflight.training import DTYPE_BYTES
+from edgeft.preflight.training import DTYPE_BYTES, generation_seconds
 from edgeft.recipe import Recipe
 from edgeft.training_memory import ModelShape, predict_peak
 
@@ -30,16 +31,26 @@ def teacher_shape(recipe: Recipe, base: Shape) -> Shape:
     return read_shape(recipe.resolve(section.teacher)) if section and section.teacher else base
 
 
-def distilling_flops(recipe: Recipe, base: Shape, tokens: Tokens) -> float:
-    """Floating-point operations of the teacher's passes, one in all where it is cached, and the student's training."""
+def distilling_seconds(recipe: Recipe, base: Shape, tokens: Tokens, speed: Speed) -> float:
+    """Of the teacher's answers, its passes, one in all where it is cached, and the student's training, its evaluation
+    each epoch; heads over the vocabulary run only where a token carries loss."""
     section = recipe.distill
     assert section is not None
-    teacher, student = teacher_shape(recipe, base).n_params, final_shape(recipe, base).n_params
-    passes = section.num_train_epochs if section.live else 1.0
-    answered = (tokens.taught if section.seq_kd else tokens.unlabelled) * tokens.loss_share
-    judged = 2 * tokens.validation * 2 * (teacher + student)
-    taught = 0.0 if section.teacher_api else 2 * teacher * (passes * (tokens.taught + tokens.validation) + answered)
-    return 6 * student * tokens.taught * section.num_train_epochs + taught + judged
+    teacher, student = teacher_shape(recipe, base), final_shape(recipe, base)
+    threads, dtype = n_threads(recipe.train.num_threads), recipe.train.torch_dtype
+    rates = [speed.train_flops_per_s(one.hidden_size, dtype, threads) for one in (teacher, student)]
+    of_teacher, of_student = (
+        2 * (one.linear + tokens.loss_share * one.head) / rate
+        for one, rate in zip((teacher, student), rates, strict=True)
+    )
+    epochs = section.num_train_epochs
+    passes = 0.0 if section.teacher_api else epochs if section.live else 1.0
+    seconds = passes * (tokens.taught + tokens.validation) * of_teacher
+    seconds += epochs * (3 * tokens.taught + tokens.validation) * of_student
+    seconds += 2 * tokens.validation * (of_teacher + of_student)
+    asked = 0.0 if section.teacher_api else tokens.taught if section.seq_kd else tokens.unlabelled
+    examples = asked * tokens.loss_share / max(1.0, tokens.answer)
+    return seconds + asked * of_teacher + generation_seconds(teacher, examples, tokens.answer, rates[0], speed)
 
 
 def distilling_bytes(recipe: Recipe, base: Shape, tokens: Tokens) -> tuple[float, float]:
@@ -73,10 +84,13 @@ def _cut(teacher: Shape, wanted: dict[str, int]) -> Shape:
     heads = wanted.get("num_attention_heads", teacher.heads)
     kv_heads = wanted.get("num_key_value_heads", teacher.kv_heads)
     tables = round((teacher.n_params - teacher.linear) / teacher.head)
-    layer = hidden * (2 * teacher.head_width * (heads + kv_heads) + 3 * inner + 2)
+    queries, keys = teacher.head_width * heads, teacher.head_width * kv_heads
+    layer = {"q": queries, "k": keys, "v": keys, "o": queries, "gate": inner, "up": inner, "down": inner}
+    norms = (2 * layers + 1) * hidden
     return replace(
         teacher,
-        n_params=tables * teacher.vocab_size * hidden + layers * layer + hidden,
+        n_params=(tables * teacher.vocab_size + layers * sum(layer.values())) * hidden + norms,
+        matrices={f"{n}.{name}": (side, hidden) for n in range(layers) for name, side in layer.items()},
         hidden_size=hidden,
         num_hidden_layers=layers,
         inner=inner,

@@ -242,6 +242,10 @@ class TextModel(AsyncCalls, ABC):
 
         A prefix is run by itself whether it is kept or not, so that the answer is the same, rounding included.
         """
+        if run.n_prefix <= run.n_run == len(run.ids) - 1:
+            logits = self._decode_one(run.ids[-1])
+            run.n_run += 1
+            return logits
         while True:
             end = run.n_prefix if run.n_run < run.n_prefix else len(run.ids)
             piece = run.ids[run.n_run : min(end, run.n_run + self._n_batch)]
@@ -327,6 +331,11 @@ class TextModel(AsyncCalls, ABC):
     @abstractmethod
     def special_ids(self) -> frozenset[int]:
         """Tokens that no ordinary text contains."""
+
+    def _decode_one(self, token: int) -> np.ndarray:
+        """`_decode` of one token, with its logits (V,): what is done for every token of an answer."""
+        logits: np.ndarray = self._decode([token], 1)[-1]
+        return logits
 
     @abstractmethod
     def _decode(self, ids: Sequence[int], n_logits: int) -> np.ndarray:

@@ -71,6 +71,14 @@ class OnnxModel(OnnxVocabulary, TextModel):
             return np.concatenate([self._run([token], 1).copy() for token in ids])[-n_logits:]
         return self._run(ids, n_logits)
 
+    def _decode_one(self, token: int) -> np.ndarray:
+        """See `TextModel._decode_one`."""
+        if self._n_past >= self.n_ctx or not 0 <= token < self.n_vocab:
+            return super()._decode_one(token)  # which says what is wrong
+        logits: np.ndarray = self._decoder.run_one(token, self._n_past)
+        self._n_past += 1
+        return logits
+
     def _run(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
         logits: np.ndarray = self._decoder.run(ids, self._n_past, n_logits)
         self._n_past += len(ids)

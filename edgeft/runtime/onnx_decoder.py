@@ -96,6 +96,11 @@ class Decoder(ABC):
         Raises RuntimeFault when onnxruntime fails.
         """
 
+    def run_one(self, token: int, n_past: int) -> np.ndarray:
+        """The same for one token; its logits (V,)."""
+        logits: np.ndarray = self.run([token], n_past, 1)[0]
+        return logits
+
     def keep(self, n: int) -> None:
         """Forget all but the first `n` tokens."""
         self.cache.keep(n)
@@ -127,15 +132,16 @@ class SharedDecoder(Decoder):
         self.masks: dict[int, Any] = {}
         """The mask by its length; made some at a time, in a row: after a run nothing is in the processor's caches,
         and making one then takes longer than 64 do here."""
-        self.token, self.position = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64)
-        self.row = np.zeros((1, self.n_vocab), self.kind)
+        self.token, self.position = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self.row = np.zeros(self.n_vocab, self.kind)
         """The logits of a single token."""
+        self.is_float = self.kind == np.float32
         self.bound_for_one = False
 
     def run(self, ids: Sequence[int], n_past: int, n_last: int) -> np.ndarray:
         """See `Decoder.run`."""
         if len(ids) == 1 and self.n_vocab:
-            return self._run_one(ids[0], n_past) if n_last else self.row[:0]
+            return self.run_one(ids[0], n_past)[None][:n_last]
         n, self.bound_for_one = len(ids), False
         self.ids[0, :n] = ids
         self._bind(IDS, self.ids, (1, n))
@@ -144,10 +150,13 @@ class SharedDecoder(Decoder):
         self.keep_logits[...] = max(1, n_last)
         self.binding.bind_output(LOGITS, "cpu")  # its shape depends on this call
         self._run(n_past + n)
-        return self.rows(self._made_logits(), n_last) if n_last else self.row[:0]
+        return self.rows(self._made_logits(), n_last)
 
-    def _run_one(self, token: int, n_past: int) -> np.ndarray:
-        """The same for one token; logits (1, V). Python's share of the time: as little as can be."""
+    def run_one(self, token: int, n_past: int) -> np.ndarray:
+        """See `Decoder.run_one`. Python's share of the time: after a run nothing is in the processor's caches, so
+        every object that is touched counts."""
+        if not self.n_vocab:
+            return super().run_one(token, n_past)
         if not self.bound_for_one:
             self.bound_for_one = True
             self.keep_logits[...] = 1
@@ -156,9 +165,10 @@ class SharedDecoder(Decoder):
                 self._bind(POSITIONS, self.position, (1, 1))
             shape, address = (1, 1, self.n_vocab), self.row.ctypes.data
             self.binding.bind_output(LOGITS, "cpu", 0, self.kind.type, shape, address)
-        self.token[0, 0], self.position[0, 0] = token, n_past
+        self.token[0] = token
+        self.position[0] = n_past
         self._run(n_past + 1)
-        return self.row if self.row.dtype == np.float32 else self.row.astype(np.float32)
+        return self.row if self.is_float else self.row.astype(np.float32)
 
     def _run(self, n_total: int) -> None:
         if MASK in self.inputs:

@@ -150,17 +150,17 @@ def test_asynchronous_calls_are_the_others(either: Model) -> None:
 
 
 def test_cancelling_a_task_ends_its_answer(either_path: Path) -> None:
-    """The thread is held in its second batch until the task is gone; it begins no third."""
+    """The thread is held in its second token behind the prompt until the task is gone; it begins no third."""
     reached, released = threading.Event(), threading.Event()
     with load(either_path, n_threads=1) as model:
-        decode, n_decoded = model._decode, []  # type: ignore[attr-defined]
+        decode, n_decoded = model._decode_one, []  # type: ignore[attr-defined]
 
-        def held(ids: list[int], n_logits: int) -> Any:
-            n_decoded.append(len(ids))
+        def held(token: int) -> Any:
+            n_decoded.append(token)
             if len(n_decoded) == 2:
                 reached.set()
                 released.wait()
-            return decode(ids, n_logits)
+            return decode(token)
 
         async def impatient() -> None:
             task = asyncio.create_task(model.achat(chat(PROMPTS[0]), regex="(a|b){800}", max_new_tokens=800))
@@ -170,10 +170,10 @@ def test_cancelling_a_task_ends_its_answer(either_path: Path) -> None:
                 await task
             released.set()
 
-        model._decode = held  # type: ignore[attr-defined]
+        model._decode_one = held  # type: ignore[attr-defined]
         asyncio.run(impatient())  # waits for its threads
         assert len(n_decoded) == 2
-        model._decode = decode  # type: ignore[attr-defined]
+        model._decode_one = decode  # type: ignore[attr-defined]
         assert model.generate([5, 6], max_new_tokens=2) is not None  # the turn is free
 
 
