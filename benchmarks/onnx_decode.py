@@ -1,18 +1,19 @@
 """Decode speed of our ONNX graphs in our runtime, against onnxruntime-genai on its own build of the same model.
 
     python benchmarks/onnx_decode.py --genai PATH [--traced FOLDER] [--models NAME ...] [--threads 1 2]
-        [--dtypes fp32 int8 int4] [--rounds 3] [--scratch FOLDER] [--out FILE]
+        [--dtypes fp32 int8 int4] [--rounds 10] [--scratch FOLDER] [--out FILE]
 
 PATH is where onnxruntime-genai and its builder's needs are installed (for PYTHONPATH; ONNXRUNTIME_GENAI). Models of
 random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, made here as `gguf_export.py` makes them. Both run on
 the same onnxruntime build where the installation lets them, with the same threads, the same prompt and the same
-number of greedy tokens; contenders take turns, each run in a fresh process. Ours is also run on genai's own graph,
-which tells graph from runtime. FOLDER holds graphs traced by transformers' exporter, `<model>-<dtype>/`, for ours.
+number of greedy tokens. Ours is also run on genai's own graph, which tells graph from runtime. FOLDER holds graphs
+traced by transformers' exporter, `<model>-<dtype>/`, for ours.
 
-A run generates the same answer again and again, for SECONDS and TURNS at least, and its rate is that of its fastest
-turn: whatever else the machine does only slows a turn down. Medians are over the rounds. Tokens a second are of the
-tokens behind the first; `cpu_ms` is the processor time of a token, all threads. `python_us` is the processor time a
-token of ours spends outside onnxruntime's call, in the turn with the least of it.
+Every contender is a process that lives as long as its model, number of threads and type are compared. In each round
+all generate the same answer, one after the other, in an order that turns: a ratio is that of two turns of one round, a
+few seconds apart, and what is reported its median over the rounds. Tokens a second are of the tokens behind the first;
+`cpu_ms` is the processor time of a token, all threads; `python_us` the processor time a token of ours spends outside
+onnxruntime's call.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,18 @@ from edgeft.bench.host import describe_host, versions
 from edgeft.console import silent_log
 
 ROOT = Path(__file__).resolve().parent.parent
-N_PROMPT, N_GEN, WARMUP = 16, 64, 8
-TURNS, SECONDS = 3, 5.0
+N_PROMPT, N_GEN = 16, 32
 PROMPT = list(range(5, 5 + N_PROMPT))
 GENAI_PRECISION = {"fp32": "fp32", "int8": "int8", "int4": "int4"}
 
 GENAI = """
 import json, sys, time
 import onnxruntime_genai as og
-folder, threads, prompt, n, warmup, least, seconds = sys.argv[1], *map(json.loads, sys.argv[2:])
+folder, threads, prompt, n = sys.argv[1], *map(json.loads, sys.argv[2:])
 config = og.Config(folder)
 config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
 model = og.Model(config)
-def times(n):
+for _ in sys.stdin:
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + n, min_length=len(prompt) + n, do_sample=False)
     generator = og.Generator(model, params)
@@ -54,21 +55,16 @@ def times(n):
     for _ in range(n):
         generator.generate_next_token()
         made.append((time.perf_counter(), time.process_time()))
-    return made, [int(token) for token in generator.get_sequence(0)][len(prompt):]
-times(warmup)
-turns, started = [], time.perf_counter()
-while len(turns) < least or time.perf_counter() - started < seconds:
-    made, tokens = times(n)
-    turns.append([made[-1][at] - made[0][at] for at in (0, 1)])
-whole, cpu = (min(each) for each in zip(*turns))
-speed = {"tokens_per_s": (n - 1) / whole, "cpu_ms": cpu / (n - 1) * 1e3, "turns": len(turns)}
-print(json.dumps({**speed, "tokens": tokens, "version": og.__version__}))
+    whole, cpu = (made[-1][at] - made[0][at] for at in (0, 1))
+    tokens = [int(token) for token in generator.get_sequence(0)][len(prompt):]
+    found = {"tokens_per_s": (n - 1) / whole, "cpu_ms": cpu / (n - 1) * 1e3}
+    print(json.dumps(found | {"tokens": tokens, "version": og.__version__}), flush=True)
 """
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--ours"]:
-        print(json.dumps(ours(Path(sys.argv[2]), int(sys.argv[3]))))
+        answer_turns(Path(sys.argv[2]), int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genai", type=Path, default=os.environ.get("ONNXRUNTIME_GENAI"))
@@ -77,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model-folder", type=Path, help="A model folder instead of the shapes.")
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "int8", "int4"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--scratch", type=Path, help="Where models and graphs are made. [a temporary folder]")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "onnx_decode.json")
     arguments = parser.parse_args()
@@ -131,44 +127,68 @@ def make_graphs(
 def measured(
     model: str, dtype: str, graphs: dict[str, tuple[str, Path]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Every contender in turn, `rounds` times, for each number of threads."""
+    """Every contender in turn, `rounds` times behind one that warms them up, for each number of threads."""
     runs = []
     for threads in arguments.threads:
-        for _ in range(arguments.rounds):
-            for contender, (runtime, folder) in graphs.items():
+        with ExitStack() as stack:
+            workers = {
+                contender: stack.enter_context(worker(runtime, folder, threads, arguments.genai))
+                for contender, (runtime, folder) in graphs.items()
+            }
+            names = list(workers)
+            for number in range(arguments.rounds + 1):
+                at = number % len(names)
                 load = round(os.getloadavg()[0], 2)
-                if runtime == "ours":
-                    found = run([sys.executable, __file__, "--ours", str(folder), str(threads)], {})
-                else:
-                    numbers = [json.dumps(each) for each in (threads, PROMPT, N_GEN, WARMUP, TURNS, SECONDS)]
-                    environment = {"PYTHONPATH": str(arguments.genai)}
-                    found = run([sys.executable, "-c", GENAI, str(folder), *numbers], environment)
-                where = {"model": model, "dtype": dtype, "threads": threads, "contender": contender}
-                runs.append(where | {"load_before": load} | found)
-                print(json.dumps({key: value for key, value in runs[-1].items() if key != "tokens"}), flush=True)
+                for contender in names[at:] + names[:at]:
+                    found = turn(workers[contender])
+                    where = {"model": model, "dtype": dtype, "threads": threads, "contender": contender}
+                    if number:
+                        runs.append(where | {"round": number, "load_before": load} | found)
+                        shown = {key: value for key, value in runs[-1].items() if key != "tokens"}
+                        print(json.dumps(shown), flush=True)
     return runs
 
 
-def ours(folder: Path, threads: int) -> dict[str, Any]:
-    """One run of our runtime, in this process."""
+def worker(runtime: str, folder: Path, threads: int, genai: Path) -> subprocess.Popen[str]:
+    """A process that generates one answer for each line it gets."""
+    command, environment = [sys.executable, __file__, "--ours", str(folder), str(threads)], {}
+    if runtime == "genai":
+        command = [sys.executable, "-c", GENAI, str(folder), *(json.dumps(each) for each in (threads, PROMPT, N_GEN))]
+        environment = {"PYTHONPATH": str(genai)}
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def turn(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """One answer of a worker."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    raise SystemExit(f"{' '.join(map(str, process.args[:6]))} ended")  # type: ignore[index]
+
+
+def answer_turns(folder: Path, threads: int) -> None:
+    """Our runtime as a worker."""
     from edgeft.runtime.onnx import OnnxModel
 
     with OnnxModel(folder, n_ctx=1024, n_threads=threads) as model:
         clock = _Clock(model._decoder)
-        list(model.stream(PROMPT, max_new_tokens=WARMUP, ignore_eos=True))
-        turns: list[list[float]] = []
-        began = time.perf_counter()
-        while len(turns) < TURNS or time.perf_counter() - began < SECONDS:
+        for _ in sys.stdin:
             stream = model.stream(PROMPT, max_new_tokens=N_GEN, ignore_eos=True)
             tokens = [next(stream)]
             start = (time.perf_counter(), time.process_time(), time.thread_time() - clock.seconds)
             tokens += stream
             end = (time.perf_counter(), time.process_time(), time.thread_time() - clock.seconds)
-            turns.append([after - before for before, after in zip(start, end, strict=True)])
-    n = len(tokens) - 1
-    whole, cpu, outside = (min(each) for each in zip(*turns, strict=True))
-    speed = {"tokens_per_s": n / whole, "cpu_ms": cpu / n * 1e3, "python_us": outside / n * 1e6, "turns": len(turns)}
-    return speed | {"tokens": tokens}
+            n = len(tokens) - 1
+            whole, cpu, outside = ((after - before) / n for before, after in zip(start, end, strict=True))
+            found = {"tokens_per_s": 1 / whole, "cpu_ms": cpu * 1e3, "python_us": outside * 1e6, "tokens": tokens}
+            print(json.dumps(found), flush=True)
 
 
 class _Clock:
@@ -190,33 +210,43 @@ class _Clock:
         return made
 
 
-def run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The JSON object in the last line that `command` prints; empty when that is none."""
+def run(command: list[str], environment: dict[str, str]) -> None:
+    """Run `command` to its end."""
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:6])} failed:\n{done.stderr[-3000:]}")
-    last = (done.stdout.splitlines() or [""])[-1]
-    found: dict[str, Any] = json.loads(last) if last.startswith("{") else {}
-    return found
 
 
 def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians by model, type, threads and contender; ours over every other's tokens a second."""
-    median: dict[str, dict[str, Any]] = {}
+    """Medians by model, type, threads and contender; ours over every other's tokens a second, round by round."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for one in runs:
         key = f"{one['model']} {one['dtype']} {one['threads']}t"
-        same = [r for r in runs if all(r[k] == one[k] for k in ("model", "dtype", "threads", "contender"))]
-        numbers = [name for name in ("tokens_per_s", "cpu_ms", "python_us") if name in one]
-        median.setdefault(key, {})[one["contender"]] = {
-            number: round(statistics.median(r[number] for r in same), 2) for number in numbers
+        groups.setdefault(key, {}).setdefault(one["contender"], []).append(one)
+    median = {
+        key: {
+            contender: {
+                number: round(statistics.median(turn[number] for turn in turns), 2)
+                for number in ("tokens_per_s", "cpu_ms", "python_us")
+                if number in turns[0]
+            }
+            for contender, turns in by_contender.items()
         }
+        for key, by_contender in groups.items()
+    }
     ratios = {
         key: {
-            other: round(table["edgeft"]["tokens_per_s"] / numbers["tokens_per_s"], 3)
-            for other, numbers in table.items()
+            other: round(
+                statistics.median(
+                    ours["tokens_per_s"] / theirs["tokens_per_s"]
+                    for ours, theirs in zip(by_contender["edgeft"], turns, strict=True)
+                ),
+                3,
+            )
+            for other, turns in by_contender.items()
             if other != "edgeft"
         }
-        for key, table in median.items()
+        for key, by_contender in groups.items()
     }
     return {"median": median, "ratios": ratios}
 

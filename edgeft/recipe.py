@@ -194,6 +194,11 @@ class Recipe(Section):
             raise ModelError(f"model.base: {folder} is not a folder; give {NANO} or a Hugging Face model folder")
         return folder
 
+    @property
+    def base_name(self) -> str:
+        """The base without the folders on the way, which are this machine's own: for what leaves it."""
+        return NANO if self.model.base == NANO else self.resolve(self.model.base).name
+
     def distilled_from(self) -> dict[str, str]:
         """The model folders `distill` names, by key."""
         section = self.distill

@@ -221,6 +221,22 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
         recipe.resolve("${NOWHERE_AT_ALL}/b")
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("edgeft/nano", "edgeft/nano"),
+        ("../models/base", "base"),
+        ("${WHERE}", "llama"),
+        ("${NOWHERE_AT_ALL:-../models/base}", "base"),
+    ],
+)
+def test_the_name_of_the_base_has_no_folders(base: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/data/llama")
+    recipe = recipe_from_text(GOOD, Path("r.yaml"))
+    model = recipe.model.model_copy(update={"base": base})
+    assert recipe.model_copy(update={"model": model}).base_name == name
+
+
 def test_a_recipe_shown_is_a_recipe() -> None:
     recipe = recipe_from_text(GOOD, Path("r.yaml"))
     shown = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -1,6 +1,5 @@
 """The recipe's sections `model` and `data`: what a run starts from."""
 
-from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,11 +16,6 @@ class Model(Section):
     """`edgeft/nano` (embedded in the package) or a local Hugging Face model folder."""
     chat_template: str | None = None
     """null: the tokenizer's own; `chatml`; `plain`; or the path of a Jinja file."""
-
-    @property
-    def base_name(self) -> str:
-        """The base without the folders on the way, which are this machine's own: for what leaves it."""
-        return self.base if self.base == NANO else PurePath(self.base).name
 
 
 class Prepare(Section):

@@ -58,7 +58,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     provenance = {
         "recipe_sha256": _recipe_sha256(recipe),
         "data_sha256": _data_sha256(data),
-        "base": recipe.model.base_name,
+        "base": recipe.base_name,
         "base_sha256": found,
         "edgeft_version": __version__,
         "seed": recipe.seed,

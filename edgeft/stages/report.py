@@ -18,7 +18,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     known = {
         "name": recipe.name,
         "seed": recipe.seed,
-        "base": recipe.model.base_name,
+        "base": recipe.base_name,
         "method": recipe.train.method,
         "ship": recipe.shipped,
     }
