@@ -13,7 +13,7 @@ from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, es
 from edgeft.preflight.machine import CACHE_BYTES, PEAK, REFERENCE, Speed, speed_of_this_machine
 from edgeft.preflight.training import (
     CHECKPOINT_BYTES_PER_S,
-    ENCODER_SHARE,
+    ENCODER_EXTRA,
     TrainingCost,
     trained_parameters,
     training_cost,
@@ -182,7 +182,7 @@ LORA = 4 * (2 * (128 + 96 + 96 + 128 + 3 * 192))  # r = 4: 8,192 numbers
             {"objective": "dpo", "eval_steps": 10},
             40_000 * 6 * (LINEAR + HEAD / 2) + (4 * 4_000 + 22_000) * 2 * (LINEAR + HEAD / 2),
         ),
-        ({"objective": "classification"}, (20_000 * 6 * LINEAR + 2 * 1_000 * 2 * LINEAR) / ENCODER_SHARE - CANARY),
+        ({"objective": "classification"}, (20_000 * 6 + 2 * 1_000 * 2) * LINEAR * (1 + ENCODER_EXTRA) - CANARY),
         (
             {"stages": [{"objective": "text", "num_train_epochs": 1}, {"objective": "sft"}]},
             40_000 * 6 * (LINEAR + HEAD) + 20_000 * 6 * (LINEAR + HEAD / 2) + 2 * 1_000 * 2 * (LINEAR + HEAD / 2),

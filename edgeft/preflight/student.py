@@ -9,6 +9,8 @@ from edgeft.preflight.training import DTYPE_BYTES, generation_seconds
 from edgeft.recipe import Recipe
 from edgeft.training_memory import ModelShape, predict_peak
 
+LESSON_SHARE = 0.55  # of the speed of fine-tuning: divergences over the vocabulary (restaurant8k-distill)
+TEACHING_BYTES = 450e6  # answers for a batch of questions, whole distributions of a chunk (restaurant8k-distill)
 CACHED_BYTES = 120  # a token of a fine-tuned teacher; 300 at most
 
 
@@ -46,7 +48,7 @@ def distilling_seconds(recipe: Recipe, base: Shape, tokens: Tokens, speed: Speed
     epochs = section.num_train_epochs
     passes = 0.0 if section.teacher_api else epochs if section.live else 1.0
     seconds = passes * (tokens.taught + tokens.validation) * of_teacher
-    seconds += epochs * (3 * tokens.taught + tokens.validation) * of_student
+    seconds += epochs * (3 * tokens.taught + tokens.validation) * of_student / LESSON_SHARE
     seconds += 2 * tokens.validation * (of_teacher + of_student)
     asked = 0.0 if section.teacher_api else tokens.taught if section.seq_kd else tokens.unlabelled
     examples = asked * tokens.loss_share / max(1.0, tokens.answer)
@@ -72,7 +74,7 @@ def distilling_bytes(recipe: Recipe, base: Shape, tokens: Tokens) -> tuple[float
         fused=False,
     )
     memory = predict_peak(shape, min(recipe.train.micro_batch_tokens, section.batch_tokens), 0)
-    teaching = 0 if section.teacher_api else teacher.n_params * DTYPE_BYTES[recipe.train.torch_dtype]
+    teaching = 0 if section.teacher_api else TEACHING_BYTES + teacher.n_params * DTYPE_BYTES[recipe.train.torch_dtype]
     return student.n_params * DTYPE_BYTES[recipe.merge.dtype] + cached, memory + teaching
 
 

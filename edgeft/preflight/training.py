@@ -30,7 +30,7 @@ CHECKPOINT_BYTES_PER_S = 1e9
 LOG_BYTES = 155  # a row of log.jsonl
 DECODE_LAYER_SECONDS = 1e-3  # torch, a layer, one token for each of a batch
 DECODE_BATCH = 64
-ENCODER_SHARE = 0.31  # of a decoder's speed: many small batches, a dense gradient of the embeddings (MiniLM)
+ENCODER_EXTRA = 1.3  # of a decoder's time, beside it: many small batches, a dense gradient of the embeddings (MiniLM)
 CANARY_TOKENS = 2000  # general English, measured before and after
 
 
@@ -195,5 +195,8 @@ def generation_seconds(shape: Shape, examples: float, answer: float, flops_per_s
 
 def _rate(recipe: Recipe, shape: Shape, speed: Speed) -> float:
     section = recipe.train
-    rate = speed.train_flops_per_s(shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
-    return ENCODER_SHARE * rate if _classifies(recipe) else rate
+    how = (shape.hidden_size, section.torch_dtype, n_threads(section.num_threads))
+    rate = speed.train_flops_per_s(*how)
+    if not _classifies(recipe):
+        return rate
+    return 1 / (1 / rate + ENCODER_EXTRA * speed.seconds(1 / REFERENCE.train_flops_per_s(*how)))
