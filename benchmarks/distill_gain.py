@@ -41,11 +41,12 @@ from edgeft.stages import distill
 from edgeft.store import Store
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet
-from edgeft.training.cache_format import MOST, TAILS, Layout, Top, decode, divergences, encode
-from edgeft.training.distill_losses import Objective, Teacher, TopTargets, loss_and_logit_gradient
+from edgeft.training.cache_format import MOST, TAILS, Layout, Top, divergences, encode
+from edgeft.training.distill_losses import Objective, Teacher, loss_and_logit_gradient
 from edgeft.training.generation import find_stop_ids, generate_greedily
 from edgeft.training.models import load_model, load_tokenizer
 from edgeft.training.student import Shape, make_student
+from edgeft.training.teacher_cache import top_targets
 
 HERE = Path(__file__).resolve().parent
 ARMS = ("distilled", "labels")
@@ -126,8 +127,7 @@ def loss_by_layout(teacher: Any, student: Any, tokens: TokenSet, vocabulary: int
         for number, layout in enumerate(layouts):
             top = Top.of(log_p.clone(), layout.most)
             records = encode(top, layout)
-            bounds = torch.from_numpy(np.cumsum([0, *records.counts]))
-            outcomes = TopTargets(*decode(records), bounds).outcomes(slice(None))
+            outcomes = top_targets(records).outcomes(slice(None))
             sums[number] += float(loss_and_logit_gradient(Objective(), log_q, batch.labels, *outcomes)[0])
             kls[number] += float(divergences(top, records, layout).sum())
             n_tokens[number] += len(records.ids)

@@ -256,8 +256,7 @@ def choose_layout(
             sizes[at] += layout.n_bytes(len(records.heads), len(records.ids))
     choices = [Choice(*each) for each in zip(layouts, kls / max(1, count), sizes / max(1, count), strict=True)]
     choices.sort(key=lambda choice: choice.bytes_per_token)
-    small = [choice for choice in choices if choice.bytes_per_token <= max_bytes] or choices[:1]
-    small = choices if k is not None else small
+    small = [choice for choice in choices if k is not None or choice.bytes_per_token <= max_bytes] or choices[:1]
     return next((choice for choice in small if choice.kl <= max_kl), min(small, key=lambda choice: choice.kl))
 
 

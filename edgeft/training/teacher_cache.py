@@ -113,9 +113,8 @@ class CachedSet:
         records = Records.join([self._records(int(i)) for i in index])
         order = np.argsort(records.counts, kind="stable")
         records, at = records.ordered(order), torch.from_numpy(order)
-        bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(records.counts)]))
         fields = vars(batch) | {"loss_positions": batch.loss_positions[at], "labels": batch.labels[at]}
-        return DistillBatch(**fields, targets=TopTargets(*decode(records), bounds))
+        return DistillBatch(**fields, targets=top_targets(records))
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -160,6 +159,12 @@ def cache_teacher(
         f"{tail:.2%} of the mass outside"
     )
     return cached
+
+
+def top_targets(records: Records) -> TopTargets:
+    """What the positions say, as a loss takes it."""
+    bounds = np.concatenate([[0], np.cumsum(records.counts)])
+    return TopTargets(*decode(records), torch.from_numpy(bounds))
 
 
 def loss_rows(tokens: TokenSet) -> np.ndarray:
