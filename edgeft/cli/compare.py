@@ -40,7 +40,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--max-slowdown", type=Share(), metavar="SHARE", help="Fail when B is slower by more, e.g. 5%.")
     @click.option("--strict", is_flag=True, help="Fail as well when such a slowdown cannot be excluded.")
     @click.option("--same-within", type=Share(), metavar="SHARE", help="A change that is called the same. [3%]")
-    @click.option("--runs", type=click.IntRange(6), help="Pairs of fresh processes, at most. [15]")
+    @click.option("--runs", type=click.IntRange(8), help="Pairs of fresh processes, at most. [15]")
     @click.option("--bursts", type=click.IntRange(1), help="Bursts of either file in a run, at most. [64]")
     @click.option("--n-gen", type=click.IntRange(2), help="Tokens of a burst. [41]")
     @click.option("--n-ctx", type=click.IntRange(8), help="Context window, in tokens. [512]")

@@ -53,6 +53,7 @@ class EncoderModel(OnnxVocabulary):
         providers: Sequence[str] = (),
         arena: bool = True,
         spinning: bool = True,
+        huge_pages: bool = True,
     ) -> None:
         """Open the file `path`, or the one of the folder `path`; the options are those of `open_session`.
 
@@ -63,7 +64,7 @@ class EncoderModel(OnnxVocabulary):
         self.path, folder = find_file(Path(path))
         super().__init__(folder)
         session, checked = open_session(
-            self.path, n_threads=n_threads, providers=providers, arena=arena, spinning=spinning
+            self.path, n_threads=n_threads, providers=providers, arena=arena, spinning=spinning, huge_pages=huge_pages
         )
         self._session: Any = session
         self.providers: list[str] = session.get_providers()

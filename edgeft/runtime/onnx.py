@@ -35,6 +35,7 @@ class OnnxModel(OnnxVocabulary, TextModel):
         providers: Sequence[str] = (),
         arena: bool = True,
         spinning: bool = True,
+        huge_pages: bool = True,
     ) -> None:
         """Open the file `path`, or the one of the folder `path`; the options are those of `open_session`.
 
@@ -44,7 +45,7 @@ class OnnxModel(OnnxVocabulary, TextModel):
         self.path, folder = find_file(path)
         OnnxVocabulary.__init__(self, folder)
         session, checked = open_session(
-            self.path, n_threads=n_threads, providers=providers, arena=arena, spinning=spinning
+            self.path, n_threads=n_threads, providers=providers, arena=arena, spinning=spinning, huge_pages=huge_pages
         )
         self.providers: list[str] = session.get_providers()
         self.n_threads: int = session.get_session_options().intra_op_num_threads

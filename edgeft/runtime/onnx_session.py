@@ -1,5 +1,6 @@
 """Opening an ONNX file in onnxruntime: which providers, how many threads."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import onnxruntime
 
 from edgeft.errors import RuntimeFault, UsageError
+from edgeft.runtime.huge_pages import on_huge_pages
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx
 
 CPU = "CPUExecutionProvider"
@@ -52,14 +54,20 @@ def choose_threads(n_threads: int | None, weight_bytes: int) -> int:
 
 
 def open_session(
-    path: Path, *, n_threads: int | None, providers: Sequence[str], arena: bool = True, spinning: bool = True
+    path: Path,
+    *,
+    n_threads: int | None,
+    providers: Sequence[str],
+    arena: bool = True,
+    spinning: bool = True,
+    huge_pages: bool = True,
 ) -> tuple[Any, OnnxFile]:
     """An `onnxruntime.InferenceSession` of the ONNX file `path`, which is checked first.
 
     `arena` keeps freed memory for the next run; without it each run gives it back. `spinning` lets the threads
-    wait for work by spinning, which is faster on free cores and slower on busy ones. Raises ModelError for a file
-    that must not be loaded, RuntimeFault when onnxruntime refuses it, and what `choose_providers` and `check_running`
-    raise.
+    wait for work by spinning, which is faster on free cores and slower on busy ones. `huge_pages` moves the weights
+    to such where Linux has them. Raises ModelError for a file that must not be loaded, RuntimeFault when onnxruntime
+    refuses it, and what `choose_providers` and `check_running` raise.
     """
     chosen = choose_providers(providers)
     checked = check_onnx(path)
@@ -72,7 +80,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        with on_huge_pages() if huge_pages and chosen[0] == CPU else contextlib.nullcontext():
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's exceptions share no class of their own
         raise RuntimeFault(f"{path}: onnxruntime refused the file: {_one_line(error)}") from None
     check_running(providers, session.get_providers())

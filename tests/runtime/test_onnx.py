@@ -104,6 +104,17 @@ def test_the_context_is_used_to_its_end(model: Model, theirs: Any, tokenizer: An
 
 
 @pytest.mark.parametrize("kind", ["shared", "plain", "half"])
+def test_a_single_token_without_logits_is_run(folders: Callable[[str], Path], tokenizer: Any, kind: str) -> None:
+    """As a system prompt of one token is: what comes behind it is the same as when both are run together."""
+    ids = tokenizer(TEXT).input_ids[:4]
+    with OnnxModel(folders(kind), n_ctx=64, n_threads=1) as model:
+        expected = model._decode(ids, 1).copy()
+        model._keep(0)
+        assert len(model._decode(ids[:1], 0)) == 0
+        np.testing.assert_allclose(model._decode(ids[1:], 1), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["shared", "plain", "half"])
 def test_a_sequence_is_saved_restored_and_cut(folders: Callable[[str], Path], tokenizer: Any, kind: str) -> None:
     ids = tokenizer(TEXT).input_ids
     with OnnxModel(folders(kind), n_ctx=64, n_threads=1) as one, OnnxModel(folders(kind), n_ctx=48) as other:
