@@ -33,7 +33,6 @@ from tests.tiny_models import DECODERS, make_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "onnx_parity.json"
 DTYPES = ("fp32", "int8", "int4")
-UNSUPPORTED = ("qwen3_moe",)
 N_GENERATED, N_ELSEWHERE = 128, 32
 START, END = "<!-- made by benchmarks/onnx_parity.py -->", "<!-- end of onnx_parity -->"
 ELSEWHERE = """
@@ -56,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     others = {version_in(site): site for site in arguments.onnxruntime}
     models = {}
-    for kind in arguments.kind or [kind for kind in DECODERS if kind not in UNSUPPORTED]:
+    for kind in arguments.kind or DECODERS:
         with tempfile.TemporaryDirectory() as scratch:
             models[kind] = measure(kind, Path(scratch), others)
         print(kind, json.dumps(models[kind]), flush=True)

@@ -204,7 +204,7 @@ def test_honest_folders_have_no_fault(dtype: str, root: Path) -> None:
     assert found(root / "model", root / dtype) is None
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "phi3", "gemma2"])
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "gemma2", "qwen3_moe"])
 def test_honest_folders_of_other_layouts_have_no_fault(kind: str, tmp_path: Path) -> None:
     export(make_model(tmp_path / "model", kind), tmp_path, "fp32")
     assert found(tmp_path / "model", tmp_path / "fp32") is None

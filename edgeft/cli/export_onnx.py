@@ -108,10 +108,11 @@ def _rounder(method: Any, model: Path, examples: Path | None, text: Path | None,
     with extra_needed("train,gguf"), as_file(files("edgeft") / "assets" / "canary.txt") as page:
         from edgeft.export.folder import read_folder
         from edgeft.export.onnx.export import lay_out_decoder
+        from edgeft.export.onnx.matrices import onnx_rules
         from edgeft.quant.onnx_auto import rounder_of_folder
 
         layout, _ = lay_out_decoder(read_folder(model))
-        sources = {rule.name: rule.sources for rule in layout.rules}
+        sources = {name: rule.sources for name, rule in onnx_rules(layout.rules).items()}
         data: dict[str, Any] = {"examples": examples, "text": text or page}
         return rounder_of_folder(
             model, sources, method, **data, max_tokens=MAX_TOKENS, chunk_size=CHUNK_SIZE, log=log

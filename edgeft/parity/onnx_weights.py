@@ -95,8 +95,21 @@ def _read(graph: WatchedOnnx, name: str, n_cols: int) -> _Stored:
         zero_points=graph.initializer(zero_points) if zero_points in graph.initializers else None,
     )
     attributes = _attributes(graph.nodes, {f"{name}{CODES}", f"{name}{ROWS}"})
-    grid = MatMulNBits(attributes.get("bits", 4), attributes["block_size"], packed.zero_points is None)
-    return _Stored(packed, grid, n_cols)
+    bits = attributes.get("bits", attributes.get("expert_weight_bits", 4))
+    grid = MatMulNBits(bits, attributes["block_size"], packed.zero_points is None)
+    return _Stored(_in_blocks(packed), grid, n_cols)
+
+
+def _in_blocks(packed: Packed) -> Packed:
+    """As MatMulNBits has them, experts' matrices one after another."""
+    n_blocks = packed.scales.shape[-1]
+    scales = packed.scales.reshape(-1, n_blocks)
+    points = packed.zero_points
+    return Packed(
+        packed.codes.reshape(len(scales), n_blocks, -1),
+        scales,
+        points if points is None else points.reshape(len(scales), -1),
+    )
 
 
 def _attributes(nodes: Sequence[onnx.NodeProto], names: set[str]) -> dict[str, Any]:

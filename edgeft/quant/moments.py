@@ -27,6 +27,9 @@ from transformers.pytorch_utils import Conv1D
 from edgeft.console import Log
 from edgeft.errors import ModelError
 
+MATRICES = (nn.Linear, nn.Embedding, Conv1D)
+"""Others with a weight of two dimensions, such as what chooses between experts, give more than a product."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -80,10 +83,10 @@ def collect_moments(
     """Run `sequences` of token ids through the causal `model`, forwards and backwards; {name: Matrix}.
 
     `sources` gives for each name (of the GGUF file) the tensors of the checkpoint it is made from. Those made from
-    one matrix of the model, with rows in any order, are measured; fused ones and stacks of experts are not in the
-    result. The same seed draws the same tokens. `model` is left without gradients. Memory: four bytes for every
-    pair of inputs of every matrix, and the activations of one sequence. Raises ModelError when a gradient is not
-    finite.
+    one matrix of the model, with rows in any order, are measured; fused ones, stacks of experts and what chooses
+    between these are not in the result. The same seed draws the same tokens. `model` is left without gradients.
+    Memory: four bytes for every pair of inputs of every matrix, and the activations of one sequence. Raises
+    ModelError when a gradient is not finite.
     """
     model.eval().requires_grad_(False)
     modules = _modules(model, sources)
@@ -116,8 +119,8 @@ def _modules(model: Any, sources: Mapping[str, Sequence[str]]) -> dict[str, list
     named: dict[str, nn.Module] = {}
     prefix = f"{model.base_model_prefix}."
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+        if isinstance(module, MATRICES):
+            weight = module.weight
             by_weight.setdefault(id(weight), []).append(module)
             named[f"{name}.weight"] = named[f"{name.removeprefix(prefix)}.weight"] = module
     single = {name: names[0] for name, names in sources.items() if len(names) == 1 and names[0] in named}

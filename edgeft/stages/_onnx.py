@@ -70,6 +70,6 @@ def _rounder(entry: Onnx, measured: Measured, log: Log) -> Any:
     if entry.method in UNCALIBRATED:
         return UNCALIBRATED[entry.method]
     layout, _ = lay_out_decoder(read_folder(measured.folder))
-    sources = {rule.name: rule.sources for rule in layout.rules}
+    sources = {name: rule.sources for name, rule in onnx_rules(layout.rules).items()}
     method: Any = entry.method
     return calibrated_rounder(measured.model, measured.calibration.sequences, sources, method, log=log)

@@ -132,3 +132,36 @@ def test_input_hessians_and_a_mix_of_grids(tmp_path: Any) -> None:
 
 def _bytes(group: Group, grid: MatMulNBits) -> int:
     return sum(matrix_bytes(shape, grid) for shape in group.tensors.values())
+
+
+def test_a_model_with_experts_is_calibrated(tmp_path: Any) -> None:
+    """Inputs of all experts together, by hand from what was chosen; gate, up and down share a grid in a mix."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from edgeft.export.folder import read_folder
+    from edgeft.export.onnx.export import lay_out_decoder
+    from edgeft.export.onnx.groups import groups_of
+    from edgeft.export.onnx.matrices import onnx_rules
+    from edgeft.quant.onnx_auto import input_hessians, plan_grids
+    from tests.tiny_models import make_model
+
+    folder = make_model(tmp_path, "qwen3_moe")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    rules = onnx_rules(lay_out_decoder(read_folder(folder))[0].rules)
+    sources = {name: rule.sources for name, rule in rules.items()}
+    sequences = [list(range(5, 60)), list(range(100, 180))]
+    seen = []
+    model.model.layers[1].mlp.experts.register_forward_pre_hook(lambda _, args: seen.append(args[:2]))
+    hessian = input_hessians(model, sequences, sources, log=silent_log())["blk.1.ffn_gate_up_exps.weight"]
+    inputs = torch.cat([states.repeat_interleave(chosen.shape[1], dim=0) for states, chosen in seen]).double().numpy()
+    wanted = inputs.T @ inputs
+    assert np.allclose(hessian, wanted / np.diag(wanted).mean(), atol=1e-5)
+
+    groups = groups_of(rules, (1, 31))
+    target = sum(_bytes(group, MatMulNBits(4, 32)) for group in groups.values())
+    grids, rounder = plan_grids(model, sequences, sources, groups, target_bytes=target, log=silent_log())
+    for layer in (0, 1):
+        assert grids[f"blk.{layer}.ffn_gate_up_exps.weight"] == grids[f"blk.{layer}.ffn_down_exps.weight"]
+        assert f"blk.{layer}.ffn_gate_inp.weight" not in grids
+    assert rounder("blk.0.ffn_gate_up_exps.weight", np.ones((2, 64), np.float32), MatMulNBits(4, 32)).scales.all()

@@ -40,6 +40,11 @@ class Target:
     grid: MatMulNBits | None = None
     fill: int = 0
 
+    @property
+    def n_rows(self) -> int:
+        """Of all tensors together; a vector has one for each of its values."""
+        return sum(rule.shape[0] for rule in self.rules)
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -111,7 +116,7 @@ def _write(file: int, piece: _Piece, weights: Weights, rounder: Rounder) -> int:
         if target.zero_points is not None and packed.zero_points is not None:
             parts.append((target.zero_points, packed.zero_points))
     for slot, values in parts:
-        _put(file, slot.start + piece.at * (slot.n_bytes // slot.shape[0]), values)
+        _put(file, slot.start + piece.at * (slot.n_bytes // target.n_rows), values)
     return rows.size
 
 

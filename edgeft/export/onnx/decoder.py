@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures import TensorRule
 from edgeft.export.onnx.architectures.base import Decoder
 from edgeft.export.onnx.data_file import Target
+from edgeft.export.onnx.experts import ROUTER
 from edgeft.export.onnx.graph import Graph
 from edgeft.export.onnx.matrices import Matrices
 from edgeft.export.onnx.rotary import Rotary
@@ -125,6 +127,10 @@ class _Builder:
     def _feed_forward(self, layer: int) -> None:
         block, name = f"blk.{layer}", f"layers.{layer}.mlp"
         states = self._pre_normed(f"{block}.ffn_norm", f"layers.{layer}.attention.hidden")
+        made = self._experts(states, block, name) if self.decoder.n_experts else self._dense(states, block, name)
+        self._add(made, f"{block}.post_ffw_norm", name)
+
+    def _dense(self, states: str, block: str, name: str) -> str:
         gate, up = f"{block}.ffn_gate", f"{block}.ffn_up"
         inner = self.rules[f"{block}.ffn_down.weight"].shape[1]
         fused = self.rules[f"{up}.weight"].shape[0] == 2 * inner
@@ -139,8 +145,19 @@ class _Builder:
         else:
             states = self._activated(self.matrices.multiply(states, [up], f"{name}.up"), f"{name}.act")
         states = self._inner_normed(f"{block}.ffn_sub_norm", states)
-        states = self.matrices.multiply(states, [f"{block}.ffn_down"], f"{name}.projected")
-        self._add(states, f"{block}.post_ffw_norm", name)
+        return self.matrices.multiply(states, [f"{block}.ffn_down"], f"{name}.projected")
+
+    def _experts(self, states: str, block: str, name: str) -> str:
+        decoder = self.decoder
+        if decoder.activation != "silu":
+            raise ModelError(f"config.json: experts with the activation {decoder.activation} have no operator in ONNX")
+        logits = self.matrices.multiply(states, [f"{block}.{ROUTER}"], f"{name}.router")
+        rows = self.graph.constant("rows_of_experts", np.array([-1, decoder.n_experts]))
+        router = self.graph.node("Reshape", [logits, rows], f"{name}.router.rows")
+        return self.matrices.mix_experts(
+            states, router, block, decoder.n_experts, f"{name}.experts",
+            k=decoder.n_experts_used, normalize_routing_weights=int(decoder.normalize_experts),
+        )  # fmt: skip
 
     def _activated(self, states: str, node: str) -> str:
         kind = self.decoder.activation

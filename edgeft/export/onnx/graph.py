@@ -18,7 +18,7 @@ OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
 CONTRIBUTED = {
     "BiasGelu", "DynamicQuantizeMatMul", "FastGelu", "FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention",
-    "MatMulNBits", "MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+    "MatMulNBits", "MoE", "MultiHeadAttention", "QMoE", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
 """Operators of onnxruntime's own domain. (Its SimplifiedLayerNormalization is in the standard one.)"""

@@ -3,15 +3,18 @@
 Names of tensors are those of the GGUF file. Shapes: N outputs, K inputs, B blocks in a row.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from onnx import TensorProto
 
+from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures import TensorRule
 from edgeft.export.gguf.architectures.base import unchanged
 from edgeft.export.onnx.data_file import Target
+from edgeft.export.onnx.experts import DOWN, GATE_UP, each_expert, joined_experts
 from edgeft.export.onnx.graph import Graph, Slot
 from edgeft.export.onnx.settings import OnnxSettings
 from edgeft.quant.grids.onnx import MatMulNBits
@@ -24,10 +27,10 @@ REORDERED = ("attn_q", "attn_k")
 
 
 def onnx_rules(rules: Sequence[TensorRule]) -> dict[str, TensorRule]:
-    """The tensors of a graph by name: those of the GGUF file with q and k as they are stored, and a tied head left
-    out where llama.cpp wants it once more."""
+    """The tensors of a graph by name: those of the GGUF file with q and k as they are stored, experts' gate and up
+    as one, and a tied head left out where llama.cpp wants it once more."""
     named = {}
-    for rule in rules:
+    for rule in joined_experts({rule.name: rule for rule in rules}):
         reordered = rule.name.split(".")[-2] in REORDERED
         named[rule.name] = replace(rule, change=unchanged) if reordered else rule
     if HEAD in named and named[HEAD].sources == named[EMBEDDING].sources:
@@ -60,6 +63,36 @@ class Matrices:
         biases = [f"{name}.bias" for name in names]
         bias = self.floats(*biases) if biases[0] in self.rules else ""
         return self._product(states, stored, bias, node)
+
+    def mix_experts(self, states: str, router: str, block: str, n_experts: int, node: str, **routing: Any) -> str:
+        """What the experts of `block` make of `states` (…, W), mixed as the logits `router` (tokens, E) say.
+
+        `routing` are the operator's `k` and `normalize_routing_weights`. Raises ModelError for experts in float16.
+        """
+        names = [f"{block}.{part}.weight" for part in (GATE_UP, DOWN)]
+        grid = self.settings.grid(names[0], math.gcd(*(self.rules[name].shape[1] for name in names)))
+        if grid is None and self.kind == TensorProto.FLOAT16:
+            raise ModelError(f"{names[0]}: onnxruntime has no experts in float16 on processors; export int4 or fp32")
+        together, down = (self._store_experts(name, n_experts, grid) for name in names)
+        routing |= {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+        if grid is None:
+            inputs = [states, router, together.values.name, "", down.values.name]
+            return self.graph.node("MoE", inputs, node, **routing)
+        inputs = [states, router, together.values.name, together.scales_name, "", down.values.name, down.scales_name]
+        inputs += ["", "", "", "", together.zero_points_name, down.zero_points_name, ""]
+        if not routing["normalize_routing_weights"]:  # QMoE, other than MoE, would take the softmax of those chosen
+            inputs.append(self.graph.node("Softmax", [router], f"{node}.shares", axis=-1))
+        while not inputs[-1]:
+            inputs.pop()
+        return self.graph.node(
+            "QMoE",
+            inputs,
+            node,
+            **routing,
+            expert_weight_bits=grid.bits,
+            block_size=grid.block_size,
+            accuracy_level=self.settings.accuracy_level,
+        )
 
     def same_grid(self, names: Sequence[str]) -> bool:
         """Whether matrices (without `.weight`) can be one, with outputs side by side, and biases in all or none."""
@@ -124,6 +157,27 @@ class Matrices:
                 zero_points = self.graph.weight(f"{name}.zero_points", TensorProto.UINT8, (n_out, n_bytes))
             stored = _Stored((n_out, n_in), grid, codes, scales, zero_points)
         self.targets.append(Target(rules, stored.values, stored.scales, stored.zero_points, grid))
+        return stored
+
+    def _store_experts(self, name: str, n_experts: int, grid: MatMulNBits | None) -> "_Stored":
+        """The matrices of all experts, (E, N, K) or packed."""
+        rule = self.rules[name]
+        n_out, n_in = rule.shape[0] // n_experts, rule.shape[1]
+        weight = self.graph.weight
+        if grid is None:
+            stored = _Stored((n_out, n_in), None, weight(name, self.kind, (n_experts, n_out, n_in)))
+        else:
+            n_blocks = n_in // grid.block_size
+            codes = weight(f"{name}.codes", TensorProto.UINT8, (n_experts, n_out, n_in * grid.bits // 8))
+            scales = weight(f"{name}.scales", self.kind, (n_experts, n_out, n_blocks))
+            zero_points = None
+            if not grid.symmetric:
+                n_bytes = -(-n_blocks * grid.bits // 8)
+                zero_points = weight(f"{name}.zero_points", TensorProto.UINT8, (n_experts, n_out, n_bytes))
+            stored = _Stored((n_out, n_in), grid, codes, scales, zero_points)
+        self.targets.append(
+            Target(each_expert(rule, n_experts), stored.values, stored.scales, stored.zero_points, grid)
+        )
         return stored
 
     def _codes_of_rows(self, stored: "_Stored") -> str:

@@ -1,8 +1,7 @@
-"""Rotary position embeddings: the frequencies of config.json, and the tables a graph makes of them.
+"""Rotary position embeddings: the frequencies that config.json means.
 
-Formulas: `transformers/modeling_rope_utils.py`. The file holds only the frequencies; the tables of cosines and
-sines, which for long contexts would outweigh small models, are computed by onnxruntime when it loads the graph
-(constant folding).
+Formulas: `transformers/modeling_rope_utils.py`. The file holds only the frequencies; cosines and sines are computed
+for the positions of each run (`edgeft.export.onnx.rotary`).
 """
 
 import math

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeft.errors import UsageError
 from edgeft.export.onnx.architectures.base import Decoder
+from edgeft.export.onnx.experts import DOWN, GATE_UP, ROUTER
 from edgeft.quant.grids.onnx import MatMulNBits, Packed
 
 Dtype = Literal["int4", "int8", "fp16", "fp32"]
@@ -26,6 +27,8 @@ ATTENTION_BIAS_SINCE = (1, 22)
 """From here on GroupQueryAttention takes the bias that windows are made with."""
 EIGHT_BITS_SINCE = (1, 23)
 """From here on MatMulNBits and GatherBlockQuantized have 8 bits on the CPU."""
+EXPERTS_SINCE = (1, 31)
+"""Here QMoE multiplies by packed weights; older ones lack zero points, and make floats of the weights each time."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,19 @@ class OnnxSettings:
         """The grid of a matrix with rows of `n_cols`; None where it stays floats.
 
         Embedding and head get blocks that rows divide into, an even number of them where two zero points share a
-        byte: so GatherBlockQuantized can read what MatMulNBits multiplies by.
+        byte: so GatherBlockQuantized can read what MatMulNBits multiplies by. Rows of experts must divide as well;
+        what chooses between them stays floats.
         """
         if tensor in self.grids:
             return self.grids[tensor]
         shared = tensor in EMBEDDINGS
         bits = DTYPES[self.head_dtype or self.dtype] if shared else DTYPES[self.dtype]
-        if bits > 8:
+        role = tensor.removesuffix(".weight").rpartition(".")[2]
+        if bits > 8 or role == ROUTER:
             return None
         block_size = self.block_size
-        step = 1 if self.symmetric or bits == 8 else 2
-        while shared and n_cols % (block_size * step) and block_size >= 16:
+        step = 2 if shared and not self.symmetric and bits == 4 else 1
+        while (shared or role in (GATE_UP, DOWN)) and n_cols % (block_size * step) and block_size >= 16:
             block_size //= 2
         return MatMulNBits(bits, block_size, self.symmetric) if block_size >= 16 else None
 
@@ -101,6 +106,8 @@ class OnnxSettings:
         reasons = {OLDEST: "the operators"}
         if any(layer.window for layer in decoder.layers):
             reasons[ATTENTION_BIAS_SINCE] = "sliding windows"
+        if decoder.n_experts:
+            reasons[EXPERTS_SINCE] = "experts"
         bits = {grid.bits for grid in self.grids.values() if grid} | {DTYPES[self.dtype]}
         if 8 in bits | {DTYPES[self.head_dtype or self.dtype]}:
             reasons[EIGHT_BITS_SINCE] = "8 bits"

@@ -12,7 +12,6 @@ from edgeft.export.onnx.settings import OnnxSettings
 from tests.export.onnx.sessions import empty, greedy, open_graph, prompts, run, torch_greedy, torch_logits
 from tests.tiny_models import DECODERS, make_model
 
-SUPPORTED = [kind for kind in DECODERS if kind != "qwen3_moe"]
 TOLERANCE = 1e-4
 """Of logits of magnitude 5 to 18, after two to seven layers in float32."""
 
@@ -28,7 +27,7 @@ def export(kind: str, folder: Path, **settings: Any) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder / "model").eval(), open_graph(folder / record["file"])
 
 
-@pytest.mark.parametrize("kind", SUPPORTED)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_logits_and_greedy_tokens_are_transformers(kind: str, tmp_path: Path) -> None:
     model, session = export(kind, tmp_path, dtype="fp32")
     ids, mask = prompts(model.config.get_text_config().vocab_size)

@@ -1,5 +1,6 @@
 """Packed matrices: their bytes are the grid's, and the graph computes with the values those bytes mean."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from edgeft.console import silent_log
+from edgeft.errors import ModelError, UsageError
 from edgeft.export.onnx.export import export_onnx
 from edgeft.export.onnx.settings import OnnxSettings
+from edgeft.export.onnx.source_grids import onnx_source_grids
 from edgeft.quant.grids.onnx import MatMulNBits, dequantize, quantize
 from tests.export.onnx.sessions import greedy, open_graph, prompts, torch_logits
 from tests.tiny_models import make_model
@@ -45,11 +48,16 @@ def on_the_grid(folder: Path, settings: OnnxSettings) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     matrices = {name: module.weight for name, module in model.named_modules() if name.endswith(PACKED)}
     matrices["token_embd.weight"] = model.get_input_embeddings().weight
+    if not model.config.tie_word_embeddings:
+        matrices["output.weight"] = model.get_output_embeddings().weight
+    for experts in (module for name, module in model.named_modules() if name.endswith(".experts")):
+        for weights in (experts.gate_up_proj, experts.down_proj):
+            matrices |= {f"{id(weights)}.{number}.ffn_down_exps": weight for number, weight in enumerate(weights)}
     for name, weight in matrices.items():
         grid = settings.grid(name, weight.shape[1])
         if grid is not None:
             rounded = dequantize(quantize(weight.detach().numpy(), grid), grid, weight.shape[1])
-            weight.data = torch.from_numpy(rounded)
+            weight.data.copy_(torch.from_numpy(rounded))
     return model
 
 
@@ -61,6 +69,34 @@ def test_the_graph_computes_with_the_values_of_the_grid(folder: Path, tmp_path: 
     ids, mask = prompts(model.config.vocab_size)
     _, logits = greedy(session, ids, mask, n_tokens=1)
     assert np.abs(logits - torch_logits(model, ids, mask))[mask.astype(bool)].max() < 2e-4
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("settings", [{"dtype": "fp32"}, *GRIDS[:3]], ids=str)
+def test_experts_compute_with_the_values_of_the_grid(tmp_path: Path, settings: Any, normalized: bool) -> None:
+    """With shares of the experts used that add up to one, and shares of all."""
+    folder = make_model(tmp_path / "model", "qwen3_moe")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"norm_topk_prob": normalized}))
+    session = open_graph(export(folder, tmp_path, accuracy_level=1, **settings))
+    model = on_the_grid(folder, OnnxSettings(**settings))
+    ids, mask = prompts(model.config.vocab_size)
+    _, logits = greedy(session, ids, mask, n_tokens=1)
+    assert np.abs(logits - torch_logits(model, ids, mask))[mask.astype(bool)].max() < 2e-4
+
+
+def test_what_experts_cannot_be(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", "qwen3_moe")
+    with pytest.raises(ModelError, match=r"ffn_gate_up_exps.*no experts in float16 on processors; export int4"):
+        export(folder, tmp_path / "half", dtype="fp16")
+    with pytest.raises(UsageError, match=r"min_ort 1.23: experts need onnxruntime 1.31"):
+        export(folder, tmp_path / "old", min_ort="1.23")
+    with pytest.raises(ModelError, match=r"ffn_gate_up_exps.weight is made of 2 tensors"):
+        onnx_source_grids(folder, OnnxSettings("int4"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_sparse_step": 2}))
+    with pytest.raises(ModelError, match=r"decoder_sparse_step"):
+        export(folder, tmp_path / "sparse")
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("int4", 1e-2), ("int8", 1e-2)])

@@ -18,14 +18,19 @@ from edgeft.export.gguf.architectures.base import Config, Metadata, TensorRule
 def hyperparameters(config: Config) -> Metadata:
     """The `qwen3moe.…` keys. Raises ModelError for settings that llama.cpp's graph does not have."""
     require(config, "norm_topk_prob", True)
-    require(config, "decoder_sparse_step", 1)
-    if config["mlp_only_layers"]:
-        raise ModelError("config.json: mlp_only_layers: llama.cpp's graph for qwen3_moe has experts in every layer")
+    check_layers(config)
     return qwen3.hyperparameters(config) | {
         "expert_count": n_experts(config),
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config["moe_intermediate_size"],
     }
+
+
+def check_layers(config: Config) -> None:
+    """Raises ModelError for layers without experts."""
+    require(config, "decoder_sparse_step", 1)
+    if config["mlp_only_layers"]:
+        raise ModelError("config.json: mlp_only_layers: the graph for qwen3_moe has experts in every layer")
 
 
 def n_experts(config: Config) -> int:

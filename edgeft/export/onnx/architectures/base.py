@@ -58,6 +58,12 @@ class Decoder:
     """What logits are multiplied by."""
     logit_cap: float = 0.0
     """As `attention_cap`."""
+    n_experts: int = 0
+    """In every layer; 0: there are none."""
+    n_experts_used: int = 0
+    """For one token."""
+    normalize_experts: bool = True
+    """Whether the shares of the experts used add up to one."""
 
 
 DecoderOf = Callable[[Config], Decoder]
