@@ -124,13 +124,18 @@ def _export_encoders(
 ) -> list[dict[str, Any]]:
     from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
 
+    layout: Any = options.pop("layout") or "plain"
     if given := [name for name, value in options.items() if value is not None]:
-        raise click.UsageError(f"{', '.join(given).replace('_', '-')}: not for encoders, which have --dtype and --task")
+        raise click.UsageError(
+            f"{', '.join(given).replace('_', '-')}: not for encoders, which have --dtype, --task and --layout"
+        )
+    if layout == "genai":
+        raise click.UsageError("--layout genai: onnxruntime-genai runs decoders; take plain or transformers.js")
     texts = [line for line in text.read_text("utf-8").splitlines() if line.strip()] if text else []
     records = []
     wanted: tuple[Any, ...] = dtypes or ("int8",)
     for dtype in wanted:
-        settings = EncoderSettings(dtype)
+        settings = EncoderSettings(dtype, layout=layout)
         record = export_encoder(model, out / dtype, settings=settings, log=log, task=task, texts=texts)
         records.append({**record, "file": f"{dtype}/{record['file']}"})
     return records

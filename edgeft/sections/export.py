@@ -96,6 +96,8 @@ class Encoder(Section):
     training texts, so that a text's label does not depend on its neighbours; fp16 is for graphics cards."""
     calibrate_method: Literal["minmax", "percentile", "entropy"] = "minmax"
     """How the ranges of `int8_static` are found; the names are those of onnxruntime's CalibrationMethod."""
+    layout: Literal["plain", "transformers.js"] = "plain"
+    """Where the graph lies: `model.onnx`, or transformers.js' `onnx/model_quantized.onnx`."""
 
 
 def _default_encoder() -> list[Encoder]:

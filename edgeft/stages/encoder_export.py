@@ -35,7 +35,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         record = export_encoder(
             model.path,
             folder,
-            settings=EncoderSettings(entry.dtype, entry.calibrate_method),
+            settings=EncoderSettings(entry.dtype, entry.calibrate_method, entry.layout),
             texts=[text_of(example) for example in train],
             provenance=known,
             log=log,

@@ -19,6 +19,7 @@ from edgeft.console import silent_log
 from edgeft.errors import DataError, ModelError
 from edgeft.export.onnx.encoder_products import quantize_columns
 from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
+from edgeft.runtime.encoder import EncoderModel
 from tests.tiny_encoder import KINDS, WORDS, word_tokenizer
 
 TASKS = {
@@ -30,6 +31,8 @@ OTHER_ORTS = [path for path in os.environ.get("EDGEFT_ONNXRUNTIMES", "").split(o
 """Folders with other versions of onnxruntime."""
 OPTIMUM_PYTHON = os.environ.get("OPTIMUM_PYTHON")
 """An interpreter with optimum-onnx, which needs transformers before 4.58."""
+TRANSFORMERS_JS = os.environ.get("TRANSFORMERS_JS")
+"""A folder whose node_modules holds @huggingface/transformers."""
 TEXTS = ["turn on the light", "play some music now please in the kitchen", "stop", "lamp off in bedroom now"]
 # id, changes to the tiny configuration
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -208,6 +211,65 @@ def test_weights_of_more_than_two_gigabytes_lie_beside_the_graph(
     record = export(tmp_path / "model", tmp_path / "out")
     assert record["bytes"] > (tmp_path / "out" / "model.onnx.data").stat().st_size > 10_000
     np.testing.assert_allclose(run(tmp_path / "out", batch())["logits"], reference(model, batch()), atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stem"),
+    [("fp32", "model"), ("fp16", "model_fp16"), ("int8", "model_quantized"), ("int8_static", "model_quantized")],
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_transformers_js_files_have_its_names(
+    dtype: Any, stem: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And hold the same graph; weights that are too many have its name as well, and config.json says so."""
+    make_model(tmp_path / "model", "bert", "text-classification", {})
+    if large:
+        monkeypatch.setattr("edgeft.export.onnx.encoders.LARGEST_FILE_BYTES", 1000)
+    plain, js = (
+        export_encoder(
+            tmp_path / "model",
+            tmp_path / layout,
+            settings=EncoderSettings(dtype, layout=layout),
+            texts=TEXTS,
+            log=silent_log(),
+        )
+        for layout in ("plain", "transformers.js")
+    )
+    made = tmp_path / "transformers.js"
+    bytes_there = sum(path.stat().st_size for path in made.glob("onnx/*"))
+    assert js == {**plain, "file": f"onnx/{stem}.onnx", "bytes": bytes_there}
+    assert {path.name for path in made.glob("onnx/*")} == {f"{stem}.onnx"} | ({f"{stem}.onnx_data"} if large else set())
+    config = json.loads((made / "config.json").read_text())
+    beside = {"use_external_data_format": {f"{stem}.onnx": 1}}
+    assert config.get("transformers.js_config") == (beside if large else None)
+    with EncoderModel(tmp_path / "plain", n_threads=1) as a, EncoderModel(made, n_threads=1) as b:
+        assert [each.probabilities for each in a.classify(TEXTS)] == [each.probabilities for each in b.classify(TEXTS)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRANSFORMERS_JS, reason="set TRANSFORMERS_JS")
+@pytest.mark.parametrize(("dtype", "theirs"), [("fp32", "fp32"), ("int8", "q8")])
+def test_transformers_js_loads_the_folder(dtype: Any, theirs: str, tmp_path: Path) -> None:
+    make_model(tmp_path / "model", "bert", "text-classification", {})
+    settings = EncoderSettings(dtype, layout="transformers.js")
+    export_encoder(tmp_path / "model", tmp_path / "out", settings=settings, log=silent_log())
+    script = (
+        "import { pipeline, env } from '@huggingface/transformers';\n"
+        "env.allowRemoteModels = false; env.localModelPath = '/';\n"
+        "const [, , folder, dtype, texts] = process.argv;\n"
+        "const classify = await pipeline('text-classification', folder, { dtype });\n"
+        "console.log(JSON.stringify(await classify(JSON.parse(texts), { top_k: null })));\n"
+    )
+    assert TRANSFORMERS_JS is not None
+    program = Path(TRANSFORMERS_JS) / "classify.mjs"
+    program.write_text(script)
+    command = ["node", str(program), str(tmp_path / "out"), theirs, json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with EncoderModel(tmp_path / "out", n_threads=1) as model:
+        ours = [model.classify([text])[0].probabilities for text in TEXTS]
+    for answer, expected in zip(json.loads(done.stdout.splitlines()[-1]), ours, strict=True):
+        found = {each["label"]: each["score"] for each in answer}
+        assert found == pytest.approx(expected, abs=1e-5 if dtype == "fp32" else 0.02)
 
 
 @pytest.mark.slow

@@ -32,10 +32,11 @@ from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
 from edgeft.export.onnx.encoder_products import DynamicInt8, Float, Products, StaticInt8
 from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
 from edgeft.export.onnx.encoder_scalings import find_scalings
-from edgeft.export.onnx.folder import copy_files
+from edgeft.export.onnx.folder import SUFFIXES, copy_files, say_external_data
 
 EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
-MODEL, DATA = "model.onnx", "model.onnx.data"
+EncoderLayout = Literal["plain", "transformers.js"]
+MODEL = "model.onnx"
 FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 LARGEST_FILE_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; the weights of a larger model lie in a file beside it."""
@@ -63,6 +64,19 @@ class EncoderSettings:
 
     dtype: EncoderDtype = "int8"
     calibrate_method: CalibrateMethod = "minmax"
+    layout: EncoderLayout = "plain"
+
+    @property
+    def graph(self) -> str:
+        """The graph's file in its folder: `model.onnx`, or transformers.js' `onnx/model_quantized.onnx`."""
+        if self.layout == "plain":
+            return MODEL
+        return f"onnx/model{SUFFIXES[self.dtype.removesuffix('_static')]}.onnx"
+
+    @property
+    def data(self) -> str:
+        """The file of weights that no graph could hold, beside it."""
+        return f"{self.graph}.data" if self.layout == "plain" else f"{self.graph}_data"
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
@@ -80,7 +94,7 @@ def export_encoder(
     texts: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write the folder `out`: config.json, the tokenizer, and last model.onnx; returns its record.
+    """Write the folder `out`: config.json, the tokenizer, and last the graph; returns its record.
 
     `task` None is what the model was trained for. `texts` calibrate int8; `int8_static` cannot do without. The record
     has `file`, `format`, `dtype`, `task`, and `bytes` of the graph with its weights. Raises ModelError for an
@@ -94,10 +108,10 @@ def export_encoder(
         graph = source.build(products)
         with refused_writes(out):
             copy_files(folder, out, COPIED)
-        _write(graph, out, _metadata(source, settings, provenance or {}))
+        _write(graph, out, settings, _metadata(source, settings, provenance or {}))
         progress.update(1)
-    size = sum((out / name).stat().st_size for name in (MODEL, DATA) if (out / name).is_file())
-    return {"file": MODEL, "format": "onnx", "dtype": settings.dtype, "task": source.task, "bytes": size}
+    size = sum((out / name).stat().st_size for name in (settings.graph, settings.data) if (out / name).is_file())
+    return {"file": settings.graph, "format": "onnx", "dtype": settings.dtype, "task": source.task, "bytes": size}
 
 
 @dataclass(frozen=True)
@@ -222,24 +236,28 @@ def _metadata(source: _Source, settings: EncoderSettings, provenance: Mapping[st
     return {f"edgeft.{key}": str(value) for key, value in {**known, **provenance}.items()}
 
 
-def _write(graph: EncoderGraph, out: Path, metadata: dict[str, str]) -> None:
-    """model.onnx, and its weights in a file of their own where they are too many."""
+def _write(graph: EncoderGraph, out: Path, settings: EncoderSettings, metadata: dict[str, str]) -> None:
+    """The graph, and its weights in a file of their own where they are too many."""
     model = graph.graph.model(graph.config["model_type"], _producer(), metadata)
     n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    with refused_writes(out):
+        (out / settings.graph).parent.mkdir(parents=True, exist_ok=True)
     if n_bytes > LARGEST_FILE_BYTES:
-        with writing(out / DATA, durable=False) as data, data.open("wb") as file:
+        with writing(out / settings.data, durable=False) as data, data.open("wb") as file:
             for tensor in model.graph.initializer:
                 if len(tensor.raw_data) >= SMALL_BYTES:
-                    _move_out(tensor, file)
-    with writing(out / MODEL, durable=False) as path:
+                    _move_out(tensor, file, Path(settings.data).name)
+        if settings.layout == "transformers.js":
+            say_external_data(out, Path(settings.graph).name)
+    with writing(out / settings.graph, durable=False) as path:
         path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _move_out(tensor: onnx.TensorProto, file: Any) -> None:
-    """Append the tensor's bytes to `file` and leave a reference to them."""
+def _move_out(tensor: onnx.TensorProto, file: Any, name: str) -> None:
+    """Append the tensor's bytes to `file`, which is called `name`, and leave a reference to them."""
     start = file.tell()
     file.write(tensor.raw_data)
-    for key, value in {"location": DATA, "offset": start, "length": len(tensor.raw_data)}.items():
+    for key, value in {"location": name, "offset": start, "length": len(tensor.raw_data)}.items():
         tensor.external_data.add(key=key, value=str(value))
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.ClearField("raw_data")

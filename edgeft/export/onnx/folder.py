@@ -48,9 +48,7 @@ def write_surroundings(folder: ModelFolder, out: Path, decoder: Decoder, setting
     """Copy tokenizer and configuration into `out`; add what the layout wants of its own."""
     copy_files(folder, out, COPIED)
     if settings.layout == "transformers.js":
-        name = Path(files_of(settings).graph).name
-        config = {**folder.config, "transformers.js_config": {"use_external_data_format": {name: 1}}}
-        _write_json(out / "config.json", config)
+        say_external_data(out, Path(files_of(settings).graph).name)
         if folder.chat_template is not None:  # it reads no chat_template.jinja
             named = {**_older_class(folder.tokenizer_config), "chat_template": folder.chat_template}
             _write_json(out / "tokenizer_config.json", named)
@@ -66,6 +64,12 @@ def copy_files(folder: ModelFolder, out: Path, names: Iterable[str]) -> None:
             shutil.copyfile(folder.path / name, out / name)
     if folder.tokenizer_config.get("tokenizer_class") in OLDER_CLASSES:
         _write_json(out / "tokenizer_config.json", _older_class(folder.tokenizer_config))
+
+
+def say_external_data(out: Path, graph: str) -> None:
+    """Tell transformers.js in config.json that the weights of `graph` lie beside it."""
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    _write_json(out / "config.json", {**config, "transformers.js_config": {"use_external_data_format": {graph: 1}}})
 
 
 def _older_class(tokenizer_config: dict[str, Any]) -> dict[str, Any]:

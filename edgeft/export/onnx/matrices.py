@@ -144,40 +144,38 @@ class Matrices:
         rules = tuple(self.rules[name] for name in names)
         n_out, n_in = sum(rule.shape[0] for rule in rules), rules[0].shape[1]
         grid, name = self._grid(names[0]), "+".join(names)
-        if grid is None:
-            stored = _Stored((n_out, n_in), None, self.graph.weight(name, self.kind, (n_out, n_in)))
-        else:
-            n_blocks = -(-n_in // grid.block_size)
-            block_bytes = grid.block_size * grid.bits // 8
-            codes = self.graph.weight(f"{name}.codes", TensorProto.UINT8, (n_out, n_blocks, block_bytes))
-            scales = self.graph.weight(f"{name}.scales", self.kind, (n_out, n_blocks))
-            zero_points = None
-            if not grid.symmetric:
-                n_bytes = -(-n_blocks * grid.bits // 8)
-                zero_points = self.graph.weight(f"{name}.zero_points", TensorProto.UINT8, (n_out, n_bytes))
-            stored = _Stored((n_out, n_in), grid, codes, scales, zero_points)
-        self.targets.append(Target(rules, stored.values, stored.scales, stored.zero_points, grid))
-        return stored
+        blocks = grid and (-(-n_in // grid.block_size), grid.block_size * grid.bits // 8)
+        return self._announce(name, rules, (n_out,), n_in, grid, blocks or ())
 
     def _store_experts(self, name: str, n_experts: int, grid: MatMulNBits | None) -> "_Stored":
-        """The matrices of all experts, (E, N, K) or packed."""
+        """The matrices of all experts, one after another."""
         rule = self.rules[name]
-        n_out, n_in = rule.shape[0] // n_experts, rule.shape[1]
-        weight = self.graph.weight
+        rows, n_in = (n_experts, rule.shape[0] // n_experts), rule.shape[1]
+        codes = (n_in * grid.bits // 8,) if grid else ()
+        return self._announce(name, each_expert(rule, n_experts), rows, n_in, grid, codes)
+
+    def _announce(
+        self,
+        name: str,
+        rules: tuple[TensorRule, ...],
+        rows: tuple[int, ...],
+        n_in: int,
+        grid: MatMulNBits | None,
+        codes_of_row: tuple[int, ...],
+    ) -> "_Stored":
+        shape, weight = (rows[-1], n_in), self.graph.weight
         if grid is None:
-            stored = _Stored((n_out, n_in), None, weight(name, self.kind, (n_experts, n_out, n_in)))
+            stored = _Stored(shape, None, weight(name, self.kind, (*rows, n_in)))
         else:
-            n_blocks = n_in // grid.block_size
-            codes = weight(f"{name}.codes", TensorProto.UINT8, (n_experts, n_out, n_in * grid.bits // 8))
-            scales = weight(f"{name}.scales", self.kind, (n_experts, n_out, n_blocks))
+            n_blocks = -(-n_in // grid.block_size)
+            codes = weight(f"{name}.codes", TensorProto.UINT8, (*rows, *codes_of_row))
+            scales = weight(f"{name}.scales", self.kind, (*rows, n_blocks))
             zero_points = None
             if not grid.symmetric:
                 n_bytes = -(-n_blocks * grid.bits // 8)
-                zero_points = weight(f"{name}.zero_points", TensorProto.UINT8, (n_experts, n_out, n_bytes))
-            stored = _Stored((n_out, n_in), grid, codes, scales, zero_points)
-        self.targets.append(
-            Target(each_expert(rule, n_experts), stored.values, stored.scales, stored.zero_points, grid)
-        )
+                zero_points = weight(f"{name}.zero_points", TensorProto.UINT8, (*rows, n_bytes))
+            stored = _Stored(shape, grid, codes, scales, zero_points)
+        self.targets.append(Target(rules, stored.values, stored.scales, stored.zero_points, grid))
         return stored
 
     def _codes_of_rows(self, stored: "_Stored") -> str:
