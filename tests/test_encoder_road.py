@@ -122,6 +122,8 @@ def test_a_folder_of_another_model_is_no_parity(made: tuple[Any, dict[str, Any]]
     onnx.save(model, graph)
     with pytest.raises(ParityFailed, match="first bad: fp32: kl_mean"):
         encoder_parity.run(recipe, {**artifacts, "export": export}, _folder(tmp_path / "parity"), silent_log())
+    finding = json.loads((tmp_path / "parity" / "parity.json").read_bytes())["finding"]
+    assert (finding["kind"], finding["name"]) == ("tensor", "classifier.bias")
 
 
 def test_a_damaged_folder_is_named(made: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:

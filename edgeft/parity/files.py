@@ -92,9 +92,13 @@ def file_form(name: str, path: Path, n_threads: int | None = None) -> FormSource
 def bisect_file(
     model_dir: Path, path: Path, prompts: Sequence[Prompt], log: Log, *, n_threads: int | None = None
 ) -> Finding | None:
-    """`bisect` or `bisect_onnx`, by what `path` is."""
+    """`bisect`, `bisect_onnx` or, on the texts of the prompts, `bisect_encoder`, by what `path` is."""
     if not holds_onnx(path):
         return bisect(model_dir, path, prompts, log, n_threads=n_threads)
+    if is_encoder(path):
+        from edgeft.parity.bisect_encoder import bisect_encoder
+
+        return bisect_encoder(model_dir, path, [prompt.text for prompt in prompts], log, n_threads=n_threads)
     from edgeft.parity.bisect_onnx import bisect_onnx
 
     return bisect_onnx(model_dir, path, prompts, log, n_threads=n_threads)

@@ -1,4 +1,4 @@
-"""An ONNX decoder run with every value in sight: what goes into its nodes and what comes out.
+"""An ONNX graph run with every value in sight: what goes into its nodes and what comes out.
 
 Shapes: B sequences, S tokens of a run, T tokens with those before it.
 """

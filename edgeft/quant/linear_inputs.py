@@ -32,7 +32,7 @@ def linear_inputs(model: nn.Module, tensors: TensorMap, seen: Seen) -> Iterator[
     A matrix fused from several has the input of the first of them: they share it. Raises ModelError when the
     model has no module for one.
     """
-    modules = _modules(model)
+    modules = modules_by_name(model)
     handles = []
     try:
         for name, sources in tensors.items():
@@ -51,7 +51,7 @@ def linear_inputs(model: nn.Module, tensors: TensorMap, seen: Seen) -> Iterator[
             handle.remove()
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """By full name, and by the name below the base model: checkpoints use either."""
     base = getattr(model, "base_model", model)
     return dict(base.named_modules()) | dict(model.named_modules())

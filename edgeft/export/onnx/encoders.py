@@ -102,7 +102,7 @@ def export_encoder(
     fp16; DataError for `int8_static` without texts.
     """
     folder = read_folder(model_dir)
-    source = _Source.open(folder, task)
+    source = EncoderSource.open(folder, task)
     with log.progress(f"onnx {settings.dtype}", 1, "file") as progress:
         products = _products(source, settings, texts)
         graph = source.build(products)
@@ -115,7 +115,7 @@ def export_encoder(
 
 
 @dataclass(frozen=True)
-class _Source:
+class EncoderSource:
     """A model folder, read as one architecture for one task."""
 
     folder: ModelFolder
@@ -127,7 +127,8 @@ class _Source:
     normalize: bool
 
     @classmethod
-    def open(cls, folder: ModelFolder, task: Task | None) -> "_Source":
+    def open(cls, folder: ModelFolder, task: Task | None) -> "EncoderSource":
+        """`task` None is what the model was trained for. Raises ModelError as `export_encoder`."""
         body = _body(folder)
         checkpoint = open_checkpoint(folder.path)
         task = task or task_of(folder.config)
@@ -186,7 +187,7 @@ def _renamed(checkpoint: Checkpoint, body: Body) -> dict[str, Any]:
     return renamed
 
 
-def _products(source: _Source, settings: EncoderSettings, texts: Sequence[str]) -> Products:
+def _products(source: EncoderSource, settings: EncoderSettings, texts: Sequence[str]) -> Products:
     if settings.dtype in FLOATS:
         return Float(FLOATS[settings.dtype])
     if settings.dtype == "int8_static" and not texts:
@@ -212,7 +213,7 @@ def _products(source: _Source, settings: EncoderSettings, texts: Sequence[str]) 
     return StaticInt8(scalings, ranges=find_ranges(replace(runs, scalings=scalings), settings.calibrate_method))
 
 
-def _feeds(source: _Source, texts: Sequence[str], names: set[str]) -> list[dict[str, np.ndarray]]:
+def _feeds(source: EncoderSource, texts: Sequence[str], names: set[str]) -> list[dict[str, np.ndarray]]:
     """What the graph is given for each text, cut to the length that the model takes."""
     tokenizer = Tokenizer.from_str(json.dumps(source.folder.tokenizer))
     tokenizer.no_padding()
@@ -229,7 +230,7 @@ def _producer() -> tuple[str, str]:
     return "edgeft", __version__
 
 
-def _metadata(source: _Source, settings: EncoderSettings, provenance: Mapping[str, str]) -> dict[str, str]:
+def _metadata(source: EncoderSource, settings: EncoderSettings, provenance: Mapping[str, str]) -> dict[str, str]:
     known: dict[str, str] = {"task": source.task, "dtype": settings.dtype, "n_ctx": str(source.n_ctx)}
     if settings.dtype == "int8_static":
         known["calibrate_method"] = settings.calibrate_method
