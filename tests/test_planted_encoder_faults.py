@@ -155,8 +155,10 @@ def test_another_tokenizer_is_found_first(root: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     finding = found(root / "model", tmp_path / "faulty")
     assert finding is not None
-    assert finding.kind == "token"
-    assert "token 4 of 'turn on the light' is 'light' here" in finding.message
+    assert (finding.kind, finding.name) == ("token", "light")
+    assert (
+        "token 4 of 'turn on the light' is 9 ('light') in onnxruntime, 8 ('light') in transformers" in finding.message
+    )
 
 
 def test_a_graph_of_another_exporter_is_compared_where_it_ends(root: Path, tmp_path: Path) -> None:

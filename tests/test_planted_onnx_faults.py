@@ -228,3 +228,10 @@ def test_other_prompts_are_found_first(root: Path, tmp_path: Path) -> None:
     finding = found(root / "model", tmp_path / "faulty")
     assert finding is not None
     assert finding.kind == "template"
+
+
+def test_a_model_without_a_template_is_asked_plain_texts(root: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(root / "model", tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    export(model, tmp_path, "fp32")
+    assert found(model, tmp_path / "fp32") is None

@@ -7,15 +7,15 @@ and then, where all that agrees, what is computed inside.
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from edgeft.console import Log
-from edgeft.export.folder import ModelFolder, open_checkpoint, read_folder
+from edgeft.export.folder import open_checkpoint, read_folder
 from edgeft.export.gguf.architectures import Architecture
 from edgeft.export.gguf.architectures.layout import lay_out
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
 from edgeft.parity.bisect_layers import MAX_TOKENS, layer_findings
-from edgeft.parity.bisect_metadata import TEMPLATE, TOKENS, first_difference, key_findings, vocabulary_findings
+from edgeft.parity.bisect_metadata import TEMPLATE, TOKENS, key_findings, vocabulary_findings
+from edgeft.parity.bisect_prompts import prompt_findings
 from edgeft.parity.bisect_tensors import tensor_findings
 from edgeft.parity.finding import Finding
 from edgeft.parity.forms import FILE_TYPE_FAMILIES, Prompt
@@ -52,7 +52,9 @@ def bisect(
     def computed() -> Iterator[Finding]:
         check_gguf(path)
         sequences: list[list[int]] = []
-        yield from _prompt_findings(folder, path, prompts, sequences)
+        tokenizer = load_tokenizer(folder.path)
+        with LlamaVocabulary(path) as llama:
+            yield from prompt_findings(tokenizer, llama, prompts, sequences, runtime="llama.cpp", template=TEMPLATE)
         everything = list(chain.from_iterable(sequences))
         family = FILE_TYPE_FAMILIES.get(header.get("general.file_type", -1), "q4")
         shown = [*sequences[:N_LAYER_PROMPTS], everything[:MAX_TOKENS]]
@@ -65,30 +67,3 @@ def bisect(
         computed(),
     )
     return next(findings, None)
-
-
-def _prompt_findings(
-    folder: ModelFolder, path: Path, prompts: Sequence[Prompt], sequences: list[list[int]]
-) -> Iterator[Finding]:
-    """Prompts that render to other text or other ids; `sequences` gets the ids of each."""
-    tokenizer: Any = load_tokenizer(folder.path)
-    with LlamaVocabulary(path) as vocabulary:
-        for prompt in prompts:
-            tools = list(prompt.tools) if prompt.tools else None
-            there = tokenizer.apply_chat_template(
-                list(prompt.messages), tools=tools, tokenize=False, add_generation_prompt=True
-            )
-            here = vocabulary.render(prompt.messages, tools=prompt.tools)
-            if here != there:
-                message = f"{prompt.text!r} renders to {here!r} in llama.cpp, to {there!r} in transformers"
-                yield Finding("template", TEMPLATE, message)
-            theirs, ours = tokenizer(there, add_special_tokens=False)["input_ids"], vocabulary.tokenize(here)
-            if theirs != ours:
-                yield _token_finding(vocabulary, there, ours, theirs)
-            sequences.append(theirs)
-
-
-def _token_finding(vocabulary: LlamaVocabulary, text: str, ours: list[int], theirs: list[int]) -> Finding:
-    at = first_difference(ours, theirs)
-    here, there = (vocabulary.token_text(ids[at]) if at < len(ids) else "nothing more" for ids in (ours, theirs))
-    return Finding("token", there, f"token {at} of {text!r} is {here!r} in llama.cpp, {there!r} in transformers")

@@ -25,7 +25,7 @@ from edgeft.console import Log
 from edgeft.export.folder import read_folder
 from edgeft.export.onnx.encoder_products import Float
 from edgeft.export.onnx.encoders import EncoderSource
-from edgeft.parity.bisect_metadata import first_difference
+from edgeft.parity.bisect_prompts import token_finding
 from edgeft.parity.finding import Finding
 from edgeft.parity.onnx_values import LIMITS
 from edgeft.parity.watched_onnx import WatchedOnnx
@@ -83,11 +83,7 @@ def _token_findings(model_dir: Path, path: Path, texts: Sequence[str], rows: lis
     for text in texts:
         theirs, ours = tokenizer(text)["input_ids"], vocabulary.tokenize(text, add_special=True)
         if ours != theirs:
-            at = first_difference(ours, theirs)
-            here, there = (
-                vocabulary.token_text(ids[at]) if at < len(ids) else "nothing more" for ids in (ours, theirs)
-            )
-            yield Finding("token", here, f"token {at} of {text!r} is {here!r} here, {there!r} in the model folder")
+            yield token_finding(tokenizer, vocabulary, "onnxruntime", text, ours, theirs)
         rows.append(tokenizer(text, truncation=True)["input_ids"])
 
 

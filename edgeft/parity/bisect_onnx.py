@@ -13,7 +13,7 @@ from edgeft.console import Log
 from edgeft.export.folder import read_folder
 from edgeft.export.onnx.export import lay_out_decoder
 from edgeft.export.onnx.matrices import onnx_rules
-from edgeft.parity.bisect_metadata import first_difference
+from edgeft.parity.bisect_prompts import prompt_findings
 from edgeft.parity.finding import Finding
 from edgeft.parity.forms import Prompt
 from edgeft.parity.onnx_form import precision_of
@@ -43,6 +43,7 @@ def bisect_onnx(
     layout, decoder = lay_out_decoder(read_folder(model_dir))
     rules = onnx_rules(layout.rules)
     graph = WatchedOnnx(path, n_threads=n_threads, providers=providers)
+    tokenizer, vocabulary = load_tokenizer(model_dir), OnnxVocabulary(find_file(path)[1])
     sequences: list[list[int]] = []
 
     def computed() -> Iterator[Finding]:
@@ -53,7 +54,7 @@ def bisect_onnx(
 
     findings = chain(
         _provider_findings(graph, providers),
-        _prompt_findings(model_dir, path, prompts, sequences),
+        prompt_findings(tokenizer, vocabulary, prompts, sequences, runtime="onnxruntime", template="chat_template"),
         _table_findings(graph, decoder.n_context),
         weight_findings(graph, rules, layout.checkpoint, log),
         computed(),
@@ -67,30 +68,6 @@ def _provider_findings(graph: WatchedOnnx, wanted: Sequence[str]) -> Iterator[Fi
     if wanted and found[0] != wanted[0]:
         message = f"it is meant to run on {wanted[0]}, but runs on {found[0]} (onnxruntime here has {', '.join(found)})"
         yield Finding("provider", found[0], message)
-
-
-def _prompt_findings(
-    model_dir: Path, path: Path, prompts: Sequence[Prompt], sequences: list[list[int]]
-) -> Iterator[Finding]:
-    """Prompts that render to other text or other ids; `sequences` gets the ids of each."""
-    tokenizer: Any = load_tokenizer(model_dir)
-    vocabulary = OnnxVocabulary(find_file(path)[1])
-    for prompt in prompts:
-        tools = list(prompt.tools) if prompt.tools else None
-        there = tokenizer.apply_chat_template(
-            list(prompt.messages), tools=tools, tokenize=False, add_generation_prompt=True
-        )
-        here = vocabulary.render(prompt.messages, tools=prompt.tools)
-        if here != there:
-            message = f"{prompt.text!r} renders to {here!r} here, to {there!r} in the model folder"
-            yield Finding("template", "chat_template", message)
-        theirs, ours = tokenizer(there, add_special_tokens=False)["input_ids"], vocabulary.tokenize(here)
-        if theirs != ours:
-            at = first_difference(ours, theirs)
-            texts = (vocabulary.token_text(ids[at]) if at < len(ids) else "nothing more" for ids in (ours, theirs))
-            said = "token {} of {!r} is {!r} here, {!r} in the model folder".format(at, there, *texts)
-            yield Finding("token", said.split("'")[-2], said)
-        sequences.append(theirs)
 
 
 def _table_findings(graph: WatchedOnnx, n_context: int) -> Iterator[Finding]:
