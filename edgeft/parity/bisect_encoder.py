@@ -26,6 +26,7 @@ from edgeft.export.folder import read_folder
 from edgeft.export.onnx.encoder_products import Float
 from edgeft.export.onnx.encoders import EncoderSource
 from edgeft.parity.bisect_prompts import token_finding
+from edgeft.parity.encoders import load_encoder
 from edgeft.parity.finding import Finding
 from edgeft.parity.onnx_values import LIMITS
 from edgeft.parity.watched_onnx import WatchedOnnx
@@ -42,7 +43,8 @@ CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
-OUTPUTS = {"logits": "logits", "last_hidden_state": "last_hidden_state"}
+OUTPUTS = ("logits", "last_hidden_state")
+"""Called alike in the graph and in torch."""
 FIRST_OF = (".query", ".q_lin")
 """The module with the input of a product that stands for several."""
 N_TEXTS = 4
@@ -64,10 +66,7 @@ def bisect_encoder(
     rows: list[list[int]] = []
 
     def computed() -> Iterator[Finding]:
-        auto = getattr(transformers, CLASSES[source.task])
-        model = auto.from_pretrained(
-            model_dir, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).eval()
+        model = load_encoder(model_dir, getattr(transformers, CLASSES[source.task]))
         for case in _cases(sorted(rows, key=len)[-N_TEXTS:], source.config["pad_token_id"]):
             yield from _value_findings(graph, model, case)
 
@@ -216,7 +215,7 @@ def _reference(
     finally:
         for handle in handles:
             handle.remove()
-    return seen, {name: made[key].float().cpu().numpy() for name, key in OUTPUTS.items() if key in made}
+    return seen, {name: made[name].float().cpu().numpy() for name in OUTPUTS if name in made}
 
 
 def _off(here: np.ndarray, there: np.ndarray, mask: np.ndarray, precision: str) -> str | None:

@@ -99,11 +99,16 @@ def compare_encoders(
 def torch_logits(model_dir: Path, texts: Sequence[str]) -> np.ndarray:
     """(N, C) float64: each text by itself in the model of `model_dir`, in float32."""
     tokenizer: Any = load_tokenizer(model_dir)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    ).eval()
+    model = load_encoder(model_dir, AutoModelForSequenceClassification)
     inputs = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
     return np.stack([np.asarray(model(**each).logits[0], np.float64) for each in inputs])
+
+
+def load_encoder(model_dir: Path, auto: Any) -> Any:
+    """The model of `model_dir` in float32 as the class that `auto`, one of transformers' AutoModel…, finds."""
+    return auto.from_pretrained(
+        model_dir, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    ).eval()
 
 
 def _problems(found: Distance, limits: Mapping[str, float], texts: Sequence[str]) -> list[Problem]:

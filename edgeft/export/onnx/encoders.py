@@ -108,6 +108,7 @@ def export_encoder(
         graph = source.build(products)
         with refused_writes(out):
             copy_files(folder, out, COPIED)
+            (out / settings.graph).parent.mkdir(parents=True, exist_ok=True)
         _write(graph, out, settings, _metadata(source, settings, provenance or {}))
         progress.update(1)
     size = sum((out / name).stat().st_size for name in (settings.graph, settings.data) if (out / name).is_file())
@@ -241,8 +242,6 @@ def _write(graph: EncoderGraph, out: Path, settings: EncoderSettings, metadata: 
     """The graph, and its weights in a file of their own where they are too many."""
     model = graph.graph.model(graph.config["model_type"], _producer(), metadata)
     n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    with refused_writes(out):
-        (out / settings.graph).parent.mkdir(parents=True, exist_ok=True)
     if n_bytes > LARGEST_FILE_BYTES:
         with writing(out / settings.data, durable=False) as data, data.open("wb") as file:
             for tensor in model.graph.initializer:
