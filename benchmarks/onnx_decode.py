@@ -1,7 +1,7 @@
 """Decode speed of our ONNX graphs in our runtime, against onnxruntime-genai on its own build of the same model.
 
     python benchmarks/onnx_decode.py --genai PATH [--traced FOLDER] [--models NAME ...] [--threads 1 2]
-        [--dtypes fp32 int8 int4] [--rounds 10] [--scratch FOLDER] [--out FILE]
+        [--dtypes fp32 int8 int4] [--deals 6] [--rounds 3] [--scratch FOLDER] [--out FILE]
 
 PATH is where onnxruntime-genai and its builder's needs are installed (for PYTHONPATH; ONNXRUNTIME_GENAI). Models of
 random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, made here as `gguf_export.py` makes them. Both run on
@@ -9,9 +9,10 @@ the same onnxruntime build where the installation lets them, with the same threa
 number of greedy tokens. Ours is also run on genai's own graph, which tells graph from runtime. FOLDER holds graphs
 traced by transformers' exporter, `<model>-<dtype>/`, for ours.
 
-Every contender is a process that lives as long as its model, number of threads and type are compared. In each round
-all generate the same answer, one after the other, in an order that turns: a ratio is that of two turns of one round, a
-few seconds apart, and what is reported its median over the rounds. Tokens a second are of the tokens behind the first;
+Every contender is a process. In each round all generate the same answer, one after the other, in an order that turns:
+a ratio is that of two turns of one round, a few seconds apart. Which memory a process is dealt moves its speed by
+some percent for as long as it lives, so all are started anew for each deal of a few rounds. Reported are the median of
+a deal's rounds and, of these, the median, the lowest and the highest. Tokens a second are of those behind the first;
 `cpu_ms` is the processor time of a token, all threads; `python_us` the processor time a token of ours spends outside
 onnxruntime's call.
 """
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def main() -> None:
     parser.add_argument("--model-folder", type=Path, help="A model folder instead of the shapes.")
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "int8", "int4"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--deals", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="Where models and graphs are made. [a temporary folder]")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "onnx_decode.json")
     arguments = parser.parse_args()
@@ -127,26 +129,33 @@ def make_graphs(
 def measured(
     model: str, dtype: str, graphs: dict[str, tuple[str, Path]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Every contender in turn, `rounds` times behind one that warms them up, for each number of threads."""
-    runs = []
-    for threads in arguments.threads:
-        with ExitStack() as stack:
-            workers = {
-                contender: stack.enter_context(worker(runtime, folder, threads, arguments.genai))
-                for contender, (runtime, folder) in graphs.items()
-            }
-            names = list(workers)
-            for number in range(arguments.rounds + 1):
-                at = number % len(names)
-                load = round(os.getloadavg()[0], 2)
-                for contender in names[at:] + names[:at]:
-                    found = turn(workers[contender])
-                    where = {"model": model, "dtype": dtype, "threads": threads, "contender": contender}
-                    if number:
-                        runs.append(where | {"round": number, "load_before": load} | found)
-                        shown = {key: value for key, value in runs[-1].items() if key != "tokens"}
-                        print(json.dumps(shown), flush=True)
-    return runs
+    """Every contender in turn, `rounds` times behind one that warms them up, in new processes for each deal."""
+    return [
+        {"model": model, "dtype": dtype, "threads": threads, "deal": deal} | run
+        for threads in arguments.threads
+        for deal in range(arguments.deals)
+        for run in one_deal(graphs, threads, deal, arguments)
+    ]
+
+
+def one_deal(
+    graphs: dict[str, tuple[str, Path]], threads: int, deal: int, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rounds of one set of processes."""
+    with ExitStack() as stack:
+        workers = {
+            contender: stack.enter_context(worker(runtime, folder, threads, arguments.genai))
+            for contender, (runtime, folder) in graphs.items()
+        }
+        for number in range(arguments.rounds + 1):
+            at = (deal + number) % len(workers)
+            load = round(os.getloadavg()[0], 2)
+            for contender in [*workers, *workers][at : at + len(workers)]:
+                found = turn(workers[contender])
+                if number:
+                    shown = {key: value for key, value in found.items() if key != "tokens"}
+                    print(json.dumps({"contender": contender, "threads": threads, "deal": deal} | shown), flush=True)
+                    yield {"contender": contender, "round": number, "load_before": load} | found
 
 
 def worker(runtime: str, folder: Path, threads: int, genai: Path) -> subprocess.Popen[str]:
@@ -218,7 +227,7 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 
 
 def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians by model, type, threads and contender; ours over every other's tokens a second, round by round."""
+    """Medians by model, type, threads and contender; ours over every other's tokens a second."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for one in runs:
         key = f"{one['model']} {one['dtype']} {one['threads']}t"
@@ -236,19 +245,21 @@ def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
     ratios = {
         key: {
-            other: round(
-                statistics.median(
-                    ours["tokens_per_s"] / theirs["tokens_per_s"]
-                    for ours, theirs in zip(by_contender["edgeft"], turns, strict=True)
-                ),
-                3,
-            )
-            for other, turns in by_contender.items()
-            if other != "edgeft"
+            other: summary(by_contender["edgeft"], turns) for other, turns in by_contender.items() if other != "edgeft"
         }
         for key, by_contender in groups.items()
     }
     return {"median": median, "ratios": ratios}
+
+
+def summary(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours over theirs: of the median of each deal the median, the lowest and the highest."""
+    by_deal: dict[int, list[float]] = {}
+    for mine, other in zip(ours, theirs, strict=True):
+        by_deal.setdefault(mine["deal"], []).append(mine["tokens_per_s"] / other["tokens_per_s"])
+    deals = [statistics.median(ratios) for ratios in by_deal.values()]
+    found = {"median": statistics.median(deals), "lowest": min(deals), "highest": max(deals)}
+    return {key: round(value, 3) for key, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Faults planted in ONNX folders: bisect finds each, and names the node, the tensor or the provider."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from edgeft.console import silent_log
 from edgeft.export.onnx.export import export_onnx
+from edgeft.export.onnx.rotary import DISAGREEMENT
 from edgeft.export.onnx.settings import OnnxSettings
 from edgeft.parity.bisect_onnx import bisect_onnx
 from edgeft.parity.finding import Finding
@@ -24,6 +25,8 @@ from tests.tiny_models import make_model
 WORDS = ("turn on the kitchen light", "what is the weather like tomorrow?")
 PROMPTS = [Prompt(({"role": "user", "content": text},)) for text in WORDS]
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+FIRST = "run.n_total"
+"""The first node of a graph."""
 QKV = "blk.1.attn_q.weight+blk.1.attn_k.weight+blk.1.attn_v.weight"
 
 
@@ -67,6 +70,17 @@ class Edited:
         self.nodes = {node.name: node for node in self.model.graph.node}
         return output
 
+    def replace(self, value: str, other: str) -> None:
+        """Every node but those `other` is made by takes it for `value`, in branches too."""
+        at = [node.output[0] for node in self.model.graph.node].index(other)
+        self._replace(self.model.graph.node[at + 1 :], value, other)
+
+    def _replace(self, nodes: Iterable[onnx.NodeProto], value: str, other: str) -> None:
+        for node in nodes:
+            node.input[:] = [other if put == value else put for put in node.input]
+            for attribute in node.attribute:
+                self._replace(attribute.g.node, value, other)
+
     def constant(self, name: str, value: np.ndarray) -> str:
         self.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
@@ -83,41 +97,34 @@ class Edited:
 
 def counted_positions(graph: Edited) -> None:
     """Rotation by 0, 1, 2, … instead of position_ids."""
-    zeros = graph.add("Sub", ["position_ids", "position_ids"], "zeros", "sequence.positions")
-    graph.take(
-        "sequence.positions", 0, graph.add("Add", [zeros, "sequence.steps.output"], "counted", "sequence.positions")
-    )
+    zeros = graph.add("Sub", ["position_ids", "position_ids"], "zeros", FIRST)
+    length = graph.add("Squeeze", [graph.add("Shape", ["position_ids"], "width", FIRST, start=1)], "length", FIRST)
+    steps = graph.add("Range", ["zero", length, "one"], "steps", FIRST)
+    graph.replace("position_ids", graph.add("Add", [zeros, steps], "counted", FIRST))
 
 
 def ignored_mask(graph: Edited) -> None:
     """A mask of ones, whatever is given."""
-    graph.add("Equal", ["attention_mask", "attention_mask"], "same", "sequence.length")
-    graph.add("Cast", ["same"], "ones", "sequence.length", to=onnx.TensorProto.INT64)
-    for node in ("sequence.padding", "sequence.mask"):
-        graph.take(node, 0, "ones")
+    graph.add("Equal", ["attention_mask", "attention_mask"], "same", FIRST)
+    graph.replace("attention_mask", graph.add("Cast", ["same"], "ones", FIRST, to=onnx.TensorProto.INT64))
 
 
 def forgotten_past(graph: Edited) -> None:
     """seqlens_k of the tokens of this run alone."""
-    graph.add("Sub", ["sequence.length.output", "one"], "here", "sequence.last")
-    graph.add("Cast", ["here"], "here32", "sequence.last", to=onnx.TensorProto.INT32)
-    lengths = graph.add("Mul", ["sequence.lengths.output", "zero32"], "no_lengths", "sequence.last")
-    graph.constant("zero32", np.array([0], np.int32))
-    last = graph.add("Add", [lengths, "here32"], "wrong_last", "layers.0.attention")
+    here = graph.add("Sub", [graph.add("Shape", ["input_ids"], "n_now", FIRST, start=1), "one"], "here", FIRST)
+    here = graph.add("Cast", [here], "here32", FIRST, to=onnx.TensorProto.INT32)
     for layer in range(2):
-        graph.take(f"layers.{layer}.attention", 5, last)
+        graph.take(f"layers.{layer}.attention", 5, here)
 
 
 def short_table(graph: Edited) -> None:
-    """A table of angles of 100 positions, read by position, as other exporters write it."""
+    """A table of angles of 100 positions, read by place, as other exporters write it."""
     frequencies = next(each for each in graph.model.graph.initializer if each.name == "rope.0.frequencies")
     angles = np.outer(np.arange(100), numpy_helper.to_array(frequencies)).astype(np.float32)
-    for at, function in ((2, np.cos), (3, np.sin)):
+    for at, function in ((7, np.cos), (8, np.sin)):
         graph.constant(f"{function.__name__}_cache", function(angles))
         for layer in range(2):
-            for part in "qk":
-                graph.take(f"layers.{layer}.attention.{part}.rotated", at, f"{function.__name__}_cache")
-                graph.nodes[f"layers.{layer}.attention.{part}.rotated"].input[1] = "sequence.positions.output"
+            graph.take(f"layers.{layer}.attention", at, f"{function.__name__}_cache")
 
 
 def transposed_blocks(graph: Edited) -> None:
@@ -135,11 +142,11 @@ class Fault:
 
 FAULTS = {
     "position ids": Fault(
-        "node", "layers.0.attention.q.rotated", "is not turned by the angles of its position 37"
+        "node", "layers.0.attention", "is not turned by the angles of its position 37"
         "; with other position_ids than 0, 1, 2, …: are they followed?", counted_positions,
     ),
     "mask": Fault(
-        "node", "layers.0.attention.qkv", "with padding in front: is attention_mask followed?", ignored_mask
+        "node", f"one_token.else.{DISAGREEMENT}", "with padding in front: is attention_mask followed?", ignored_mask
     ),
     "past length": Fault(
         "node", "layers.0.attention", "seqlens_k says that the last tokens of its sequences stand at [11]; by "
@@ -150,7 +157,7 @@ FAULTS = {
         transposed_blocks, "int4",
     ),
     "rope cache length": Fault(
-        "tensor", "cos_cache", "has the angles of 100 positions, the context 256; layers.0.attention.q.rotated reads",
+        "tensor", "cos_cache", "has the angles of 100 positions, the context 256; layers.0.attention reads",
         short_table,
     ),
 }  # fmt: skip

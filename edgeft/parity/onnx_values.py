@@ -34,7 +34,7 @@ ANGLES = 0.01
 MAX_TOKENS = 48
 LOGITS = "logits"
 FAILED_NODE = re.compile(r"Name:'([^']+)'")
-"""How onnxruntime says in which node it failed."""
+"""How onnxruntime says in which node it failed, the innermost last."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def value_findings(
             try:
                 values, past = graph.run(inputs, past, [*watched, LOGITS])
             except RuntimeFault as fault:
-                node = FAILED_NODE.search(str(fault))
-                yield Finding("node", node[1] if node else LOGITS, f"{fault}; {case.said}")
+                *_, node = [LOGITS, *FAILED_NODE.findall(str(fault))]
+                yield Finding("node", node, f"{fault}; {case.said}")
                 return
             run = _Run(case, start, end, values, reference, limit)
             for node in graph.nodes:
@@ -113,7 +113,13 @@ def _needed(node: onnx.NodeProto) -> list[str]:
         return [node.input[0]]
     if node.op_type == "RotaryEmbedding":
         return list(node.input[1:4])
-    return list(node.input[5:7]) if node.op_type == "GroupQueryAttention" else []
+    if node.op_type == "GroupQueryAttention":
+        return [*node.input[5:7], *(node.input[7:9] if _rotates(node) else [])]
+    return []
+
+
+def _rotates(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "do_rotary" and attribute.i for attribute in node.attribute)
 
 
 class _Reference:
@@ -175,7 +181,7 @@ class _Run:
         if node.op_type in PRODUCTS:
             return self._product(node)
         if node.op_type == "RotaryEmbedding":
-            return self._rotation(node)
+            return self._rotation(node, self.values[node.input[1]], node.input[2:4])
         return self._attention(node) if node.op_type == "GroupQueryAttention" else None
 
     def logits_problem(self) -> str | None:
@@ -196,13 +202,13 @@ class _Run:
         )
         return found and f"{found} (look at {CAUSES.get(place, 'the norms and scales before it')})"
 
-    def _rotation(self, node: onnx.NodeProto) -> str | None:
+    def _rotation(self, node: onnx.NodeProto, rows: np.ndarray, names: Sequence[str]) -> str | None:
+        """`rows` (B, S): of the tables `names`, for each token."""
         layer = re.search(r"layers\.(\d+)\.", node.name)
         wanted = self.reference.angles.get(int(layer[1])) if layer else None
         if wanted is None:
             return None
-        rows, *tables = (self.values[name] for name in node.input[1:4])
-        chosen = self._here(rows)
+        tables, chosen = [self.values[name] for name in names], self._here(rows)
         if chosen.max(initial=0) >= len(tables[0]):
             return f"its table of angles has {len(tables[0])} rows, and row {chosen.max()} is asked for"
         for table, whole in zip(tables, wanted, strict=True):
@@ -223,7 +229,11 @@ class _Run:
             )
         if total.tolist() != [self.end]:
             return f"total_sequence_length is {total.tolist()}, but there are {self.end} tokens, past included"
-        return None
+        if not _rotates(node):
+            return None
+        n_now = self.end - self.start
+        first = np.maximum(last - n_now + 1, 0)  # the operator reads the rows of the places its tokens get
+        return self._rotation(node, first[:, None] + np.arange(n_now), node.input[7:9])
 
     def _off(self, here: np.ndarray, there: np.ndarray, said: str) -> str | None:
         off = np.linalg.norm(here - there, axis=1) / np.maximum(np.linalg.norm(there, axis=1), 1e-30)

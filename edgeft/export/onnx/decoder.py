@@ -7,10 +7,11 @@ Shapes: B sequences, S tokens of this run, W width, H heads, D width of a head.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures import TensorRule
@@ -20,7 +21,7 @@ from edgeft.export.onnx.experts import ROUTER
 from edgeft.export.onnx.graph import Graph
 from edgeft.export.onnx.matrices import Matrices
 from edgeft.export.onnx.rotary import Rotary
-from edgeft.export.onnx.sequence import Sequence, sequence, window_bias
+from edgeft.export.onnx.run import declare_run, is_one_token, moved_to_front, one_token, places_of, window_bias
 from edgeft.export.onnx.settings import OnnxSettings
 
 POSITIONS = "position_embd.weight"
@@ -47,27 +48,46 @@ class _Builder:
 
     def build(self) -> None:
         graph, decoder = self.graph, self.decoder
-        self.places: Sequence = sequence(graph)
+        self.run = declare_run(graph)
         graph.output("logits", self.kind, ["batch_size", "num_logits", decoder.n_vocab])
-        self.rotary = Rotary(graph, decoder, self.places, self.kind)
-        self.windows = {
-            window: window_bias(graph, self.places, window, self.kind)
-            for window in sorted({layer.window for layer in decoder.layers if layer.window})
-        }
-        self.sum = self._embed()
+        self.rotary = Rotary(decoder, self.kind)
+        ids, back, positions = self._lay_out()
+        windows = sorted({layer.window for layer in decoder.layers if layer.window})
+        places = places_of(graph, self.run) if windows else ""
+        self.windows = {window: window_bias(graph, self.run, places, window, self.kind) for window in windows}
+        self.sum = self._embed(ids, positions)
         for number in range(len(decoder.layers)):
             self._attention(number)
             self._feed_forward(number)
         states = self._normed("output_norm", f"layers.{len(decoder.layers) - 1}.hidden")
-        kept = graph.node("GatherND", [states, self.places.back], "kept", batch_dims=1)
+        kept = graph.node("GatherND", [states, back], "kept", batch_dims=1)
         self._logits(kept)
 
-    def _embed(self) -> str:
-        states = self.matrices.embed(self.places.ids, "embedding")
+    def _lay_out(self) -> tuple[str, str, str]:
+        """Ids (B, S), where the tokens with logits are (B, S', 1), and positions (B, S), of the tokens as attention
+        wants them; what turns them as well."""
+
+        def branch(graph: Graph, one: bool) -> Sequence[tuple[str, int]]:
+            moved = one_token(graph, self.run) if one else moved_to_front(graph, self.run)
+            tables = self.rotary.tables(graph, self.run, moved.positions, one_token=one)
+            positions = graph.node("Identity", [moved.positions], "position_ids")
+            return [(each, TensorProto.INT64) for each in (moved.ids, moved.back, positions)] + [
+                (table, self.kind) for table in tables
+            ]
+
+        condition = is_one_token(self.graph, self.run)
+        ids, back, positions, *tables = self.graph.choose(
+            condition, "one_token", lambda graph: branch(graph, True), lambda graph: branch(graph, False)
+        )
+        self.rotary.use(self.graph, ids, tables)
+        return ids, back, positions
+
+    def _embed(self, ids: str, positions: str) -> str:
+        states = self.matrices.embed(ids, "embedding")
         if POSITIONS in self.rules:
             table = self.matrices.floats(POSITIONS)
-            positions = self.graph.node("Gather", [table, self.places.positions], "positions")
-            states = self.graph.node("Add", [states, positions], "embedding.positions")
+            learned = self.graph.node("Gather", [table, positions], "positions")
+            states = self.graph.node("Add", [states, learned], "embedding.positions")
         return self._scaled(states, self.decoder.embedding_scale, "embedding.scaled")
 
     def _attention(self, layer: int) -> None:
@@ -75,12 +95,15 @@ class _Builder:
         before = f"layers.{layer - 1}.hidden" if layer else "embedding.hidden"
         states = self._pre_normed(f"{block}.attn_norm", before)
         past, present = self._cache(layer)
-        query, key, value = self._projected(states, layer)
         seen = self.decoder.layers[layer]
-        inputs = [query, key, value, *past, self.places.last, self.places.total]
-        if seen.window:
-            inputs += ["", "", "", self.windows[seen.window]]
-        attributes: dict[str, Any] = {"softcap": self.decoder.attention_cap} if self.decoder.attention_cap else {}
+        inputs = [*self._projected(states, layer), *past, self.run.last, self.run.total]
+        angles = self.rotary.by_place(seen.rope)
+        inputs += [*angles, "", self.windows[seen.window] if seen.window else ""]
+        while not inputs[-1]:
+            inputs.pop()
+        attributes: dict[str, Any] = {"do_rotary": 1} if any(angles) else {}
+        if self.decoder.attention_cap:
+            attributes["softcap"] = self.decoder.attention_cap
         states = self.graph.node(
             "GroupQueryAttention",
             inputs,
@@ -96,21 +119,25 @@ class _Builder:
         self._add(states, f"{block}.post_attention_norm", name)
 
     def _projected(self, states: str, layer: int) -> tuple[str, str, str]:
-        """Queries (B, S, H D), keys and values, normed and rotated."""
+        """Queries (B, S, H D), keys and values, normed, and rotated where attention does not; all three as one value
+        where nothing is between them and attention."""
         name, decoder = f"layers.{layer}.attention", self.decoder
+        rope = decoder.layers[layer].rope
         parts = [f"blk.{layer}.attn_{part}" for part in "qkv"]
         heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)
         fused = [f"blk.{layer}.attn_qkv"]
         if f"{fused[0]}.weight" in self.rules or self.matrices.same_grid(parts):
             names = fused if f"{fused[0]}.weight" in self.rules else parts
             together = self.matrices.multiply(states, names, f"{name}.qkv")
+            normed = any(f"{part}_norm.weight" in self.rules for part in parts)
+            if not normed and not self.rotary.in_nodes(rope):
+                return together, "", ""
             query, key, value = self._split(together, [n * decoder.head_dim for n in heads], f"{name}.split")
         else:
             query, key, value = (self.matrices.multiply(states, [part], f"{name}.{part[-1]}") for part in parts)
         query = self._head_normed(f"{parts[0]}_norm", query, heads[0], f"{name}.q")
         key = self._head_normed(f"{parts[1]}_norm", key, heads[1], f"{name}.k")
-        rope = decoder.layers[layer].rope
-        if rope is not None:
+        if rope is not None and self.rotary.in_nodes(rope):
             query = self.rotary.rotate(rope, query, heads[0], f"{name}.q")
             key = self.rotary.rotate(rope, key, heads[1], f"{name}.k")
         return query, key, value

@@ -5,7 +5,7 @@ it. Two announcements may share bytes: a tied embedding is stored once and read 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ FLOATS: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype(np.float32), Ten
 BITS: dict[int, int] = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.UINT8: 8, TensorProto.UINT4: 4}
 
 
+Branch = Callable[["Graph"], Sequence[tuple[str, int]]]
+"""Adds the nodes of one branch of an If to its graph; returns the values it gives and their types."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where a weight lies in the data file."""
@@ -48,9 +52,9 @@ class Slot:
 class Graph:
     """Collects nodes; `model` makes the ONNX file of them."""
 
-    def __init__(self, data_file: str) -> None:
-        """`data_file` is the name of the file with the weights, beside the graph's own."""
-        self.data_file = data_file
+    def __init__(self, data_file: str, prefix: str = "") -> None:
+        """`data_file` is the name of the file with the weights, beside the graph's own; names of nodes get `prefix`."""
+        self.data_file, self._prefix = data_file, prefix
         self.n_data_bytes = 0
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -61,10 +65,25 @@ class Graph:
         self, op: str, inputs: Sequence[str], name: str, *, outputs: Sequence[str] | None = None, **attributes: Any
     ) -> str:
         """Add a node; returns its first output, `<name>.output` unless `outputs` are named. "" is left out."""
+        name = self._prefix + name
         outputs = outputs or [f"{name}.output"]
         domain = MICROSOFT if op in CONTRIBUTED else ""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs[0]
+
+    def choose(self, condition: str, name: str, then: Branch, otherwise: Branch) -> list[str]:
+        """Add an If: the values that `then` makes where `condition` (one bool) holds, else those of `otherwise`."""
+        attributes: dict[str, onnx.GraphProto] = {}
+        count = 0
+        for key, branch in (("then", then), ("else", otherwise)):
+            inner = Graph(self.data_file, f"{name}.{key}.")
+            inner._tensors = self._tensors  # a branch reads what stands around it
+            made = [helper.make_tensor_value_info(value, kind, None) for value, kind in branch(inner)]
+            attributes[f"{key}_branch"] = helper.make_graph(inner._nodes, f"{name}.{key}", [], made)
+            count = len(made)
+        outputs = [f"{name}.{number}" for number in range(count)]
+        self.node("If", [condition], name, outputs=outputs, **attributes)
+        return outputs
 
     def input(self, name: str, elem_type: int, shape: Sequence[int | str]) -> str:
         """Declare an input; a dimension with a name may be any."""

@@ -1,35 +1,55 @@
 """The fp32 graph of every architecture against transformers: logits, and greedy tokens of padded batches."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeft.console import silent_log
 from edgeft.export.onnx.export import export_onnx
+from edgeft.export.onnx.rotary import DISAGREEMENT
 from edgeft.export.onnx.settings import OnnxSettings
 from tests.export.onnx.sessions import empty, greedy, open_graph, prompts, run, torch_greedy, torch_logits
-from tests.tiny_models import DECODERS, make_model
+from tests.tiny_models import DECODERS, LONG, make_model
 
 TOLERANCE = 1e-4
 """Of logits of magnitude 5 to 18, after two to seven layers in float32."""
 
 
-def export(kind: str, folder: Path, **settings: Any) -> tuple[Any, Any]:
-    """The model in torch and its graph in onnxruntime."""
+HALF_ROTATED = LONG | {"partial_rotary_factor": 0.5, "long_factor": [2.0, 3.0] * 4, "short_factor": [1.0, 1.2] * 4}
+ROTATED_IN_ATTENTION: dict[str, dict[str, Any]] = {
+    "mistral": {"head_dim": 32},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {"head_dim": 32},
+    "gemma3": {"head_dim": 32},
+    "phi4-mini": {"hidden_size": 128, "rope_parameters": HALF_ROTATED},
+}
+"""Settings with which GroupQueryAttention can rotate the heads of models whose own heads of 12 and 24 it cannot: with
+windows, soft caps, norms of single heads, two rotations, and half of each head rotated."""
+
+
+def export(kind: str, folder: Path, fields: Mapping[str, Any] | None = None, **settings: Any) -> tuple[Any, Any]:
+    """The model in torch and its graph in onnxruntime; `fields` overrides the configuration."""
     from transformers import AutoModelForCausalLM
 
-    make_model(folder / "model", kind)
+    make_model(folder / "model", kind, **fields or {})
     [record] = export_onnx(
         folder / "model", folder, entries=[OnnxSettings(**settings)], provenance={}, log=silent_log()
     )
     return AutoModelForCausalLM.from_pretrained(folder / "model").eval(), open_graph(folder / record["file"])
 
 
-@pytest.mark.parametrize("kind", DECODERS)
-def test_logits_and_greedy_tokens_are_transformers(kind: str, tmp_path: Path) -> None:
-    model, session = export(kind, tmp_path, dtype="fp32")
+@pytest.mark.parametrize(
+    ("kind", "fields"), [*((kind, {}) for kind in DECODERS), *ROTATED_IN_ATTENTION.items()], ids=str
+)
+def test_logits_and_greedy_tokens_are_transformers(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    model, session = export(kind, tmp_path, fields, dtype="fp32")
+    if fields:
+        graph = onnx.load(tmp_path / "fp32" / "model.onnx", load_external_data=False).graph
+        assert "RotaryEmbedding" not in {node.op_type for node in graph.node}
     ids, mask = prompts(model.config.get_text_config().vocab_size)
     tokens, logits = greedy(session, ids, mask)
     seen = mask.astype(bool)
@@ -39,18 +59,42 @@ def test_logits_and_greedy_tokens_are_transformers(kind: str, tmp_path: Path) ->
     assert np.array_equal(alone, torch_greedy(model, ids[:1], mask[:1]))
 
 
-def test_positions_are_the_callers(tmp_path: Path) -> None:
-    """Ids of one sequence at positions that leave a gap, as transformers rotates them."""
+@pytest.mark.parametrize("kind", ["llama", "smollm2"])
+@pytest.mark.parametrize("n_sequences", [1, 3])
+def test_positions_are_the_callers(n_sequences: int, kind: str, tmp_path: Path) -> None:
+    """Ids at positions that leave gaps, as transformers rotates them: nodes rotate llama's heads of 8, attention
+    smollm2's of 16."""
     import torch
 
-    model, session = export("llama", tmp_path, dtype="fp32")
-    ids, mask = (array[:1] for array in prompts(model.config.vocab_size))
-    positions = np.arange(40)[None] * 3
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    [logits] = session.run(["logits"], given | empty(session, 1))
+    model, session = export(kind, tmp_path, dtype="fp32")
+    ids = prompts(model.config.vocab_size)[0][:n_sequences]
+    positions = np.tile(np.arange(40) * 3, (n_sequences, 1))
     with torch.no_grad():
         wanted = model(torch.tensor(ids), position_ids=torch.tensor(positions)).logits.numpy()
-    assert np.abs(logits - wanted).max() < TOLERANCE
+    past, found = empty(session, n_sequences), []
+    for start, end in ((0, 38), (38, 39), (39, 40)):
+        given = {
+            "input_ids": ids[:, start:end],
+            "attention_mask": np.ones_like(ids)[:, :end],
+            "position_ids": positions[:, start:end],
+        }
+        logits, *present = session.run(None, given | past)
+        past = dict(zip(past, present, strict=True))
+        found.append(logits)
+    assert np.abs(np.concatenate(found, axis=1) - wanted).max() < TOLERANCE
+
+
+def test_sequences_with_other_positions_at_a_place_are_refused_where_attention_rotates(tmp_path: Path) -> None:
+    """It reads one table for all of them. Padding and what stands there does not matter."""
+    model, session = export("smollm2", tmp_path, dtype="fp32")
+    ids, mask = prompts(model.config.vocab_size)
+    positions = np.clip(mask.cumsum(axis=1) - 1, 0, None)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions} | empty(session, len(ids))
+    [logits] = session.run(["logits"], given)
+    [same] = session.run(["logits"], given | {"position_ids": np.where(mask, positions, 7)})
+    assert np.array_equal(logits[mask.astype(bool)], same[mask.astype(bool)])
+    with pytest.raises(Exception, match=f"{DISAGREEMENT}.*Input shape:.120,1., requested shape:.121,1."):
+        session.run(["logits"], given | {"position_ids": np.tile(np.arange(40), (3, 1))})
 
 
 def test_a_prompt_may_come_in_pieces_and_be_padded_behind(tmp_path: Path) -> None:
