@@ -6,7 +6,8 @@ PATH is where onnxruntime-genai is installed (for PYTHONPATH; ONNXRUNTIME_GENAI)
 @huggingface/transformers (TRANSFORMERS_JS; node must be on the PATH), PYTHON an interpreter with optimum-onnx, which
 needs transformers before 4.58 (OPTIMUM_PYTHON). A loader that is not given is left out, and said so in the result.
 MODEL is a folder that transformers saved; without it a random tiny Llama is made. Each loader gets token ids, so
-that only the graph and what is said around it are tried; transformers.js tokenizes by itself.
+that only the graph and what is said around it are tried; transformers.js tokenizes by itself. optimum gets the prompts
+once more as one batch, padded in front.
 """
 
 import argparse
@@ -55,7 +56,12 @@ for ids in prompts:
     row = torch.tensor([ids])
     made = model.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=n, do_sample=False)
     answers.append(made[0, len(ids):].tolist())
-print(json.dumps({"version": importlib.metadata.version("optimum-onnx"), "answers": answers}))
+width = max(map(len, prompts))
+rows = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
+mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+made = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=n, do_sample=False)
+print(json.dumps({"version": importlib.metadata.version("optimum-onnx"), "answers": answers,
+                  "together": made[:, width:].tolist()}))
 """
 NODE = """
 import { AutoModelForCausalLM, AutoTokenizer, env } from '@huggingface/transformers';
@@ -108,13 +114,14 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         for name, (layout, run) in runs.items():
             made = run(scratch / f"{layout}-{dtype}", json.dumps(prompts))
             answers = [without_end(answer, ends) for answer in made["answers"]]
+            together = [without_end(answer, ends) for answer in made.get("together", made["answers"])]
             same_prompts = made.get("prompts", prompts) == prompts
             rows.append(
                 {
                     "loader": name,
                     "version": made["version"],
                     "dtype": dtype,
-                    "equal": same_prompts and answers == expected,
+                    "equal": same_prompts and answers == together == expected,
                     "tokens": [len(answer) for answer in expected],
                     "answers": answers,
                     "expected": expected,
