@@ -106,13 +106,10 @@ def _rounder(method: Any, model: Path, examples: Path | None, text: Path | None,
     from edgeft.extras import extra_needed
 
     with extra_needed("train,gguf"), as_file(files("edgeft") / "assets" / "canary.txt") as page:
-        from edgeft.export.folder import read_folder
-        from edgeft.export.onnx.export import lay_out_decoder
-        from edgeft.export.onnx.matrices import onnx_rules
+        from edgeft.export.onnx.export import tensor_sources
         from edgeft.quant.onnx_auto import rounder_of_folder
 
-        layout, _ = lay_out_decoder(read_folder(model))
-        sources = {name: rule.sources for name, rule in onnx_rules(layout.rules).items()}
+        sources = tensor_sources(model)
         data: dict[str, Any] = {"examples": examples, "text": text or page}
         return rounder_of_folder(
             model, sources, method, **data, max_tokens=MAX_TOKENS, chunk_size=CHUNK_SIZE, log=log

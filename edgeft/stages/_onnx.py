@@ -7,7 +7,7 @@ from typing import Any
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.export.folder import read_folder
-from edgeft.export.onnx.export import lay_out_decoder
+from edgeft.export.onnx.export import lay_out_decoder, tensor_sources
 from edgeft.export.onnx.groups import groups_of
 from edgeft.export.onnx.matrices import onnx_rules
 from edgeft.export.onnx.settings import EIGHT_BITS_SINCE, OnnxSettings
@@ -69,7 +69,6 @@ def _settings(entry: Onnx, measured: Measured, log: Log) -> OnnxSettings:
 def _rounder(entry: Onnx, measured: Measured, log: Log) -> Any:
     if entry.method in UNCALIBRATED:
         return UNCALIBRATED[entry.method]
-    layout, _ = lay_out_decoder(read_folder(measured.folder))
-    sources = {name: rule.sources for name, rule in onnx_rules(layout.rules).items()}
+    sources = tensor_sources(measured.folder)
     method: Any = entry.method
     return calibrated_rounder(measured.model, measured.calibration.sequences, sources, method, log=log)

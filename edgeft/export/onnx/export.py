@@ -97,6 +97,13 @@ def lay_out_decoder(folder: ModelFolder) -> tuple[Layout, Decoder]:
     return lay_out(folder, open_checkpoint(folder.path), anything), decoder
 
 
+def tensor_sources(model_dir: Path) -> dict[str, tuple[str, ...]]:
+    """By the name of a graph's tensor, as of GGUF, those of the checkpoint it is made of. Raises as
+    `lay_out_decoder`."""
+    layout, _ = lay_out_decoder(read_folder(model_dir))
+    return {name: rule.sources for name, rule in onnx_rules(layout.rules).items()}
+
+
 def _write_graph(
     out: Path,
     layout: Layout,
