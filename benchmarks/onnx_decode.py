@@ -147,14 +147,17 @@ def one_deal(
             contender: stack.enter_context(worker(runtime, folder, threads, arguments.genai))
             for contender, (runtime, folder) in graphs.items()
         }
+        answers: dict[str, list[int]] = {}
         for number in range(arguments.rounds + 1):
             at = (deal + number) % len(workers)
             load = round(os.getloadavg()[0], 2)
             for contender in [*workers, *workers][at : at + len(workers)]:
                 found = turn(workers[contender])
+                tokens = found.pop("tokens")
+                if answers.setdefault(contender, tokens) != tokens:
+                    raise SystemExit(f"{contender} answered differently the second time")
                 if number:
-                    shown = {key: value for key, value in found.items() if key != "tokens"}
-                    print(json.dumps({"contender": contender, "threads": threads, "deal": deal} | shown), flush=True)
+                    print(json.dumps({"contender": contender, "threads": threads, "deal": deal} | found), flush=True)
                     yield {"contender": contender, "round": number, "load_before": load} | found
 
 

@@ -64,16 +64,15 @@ class _Builder:
         self._logits(kept)
 
     def _lay_out(self) -> tuple[str, str, str]:
-        """Ids (B, S), where the tokens with logits are (B, S', 1), and positions (B, S), of the tokens as attention
-        wants them; what turns them as well."""
+        """Ids (B, S), where the tokens with logits are (B, S', 1), and positions (B, S), as attention wants the tokens;
+        also the tables that rotate them."""
 
         def branch(graph: Graph, one: bool) -> Sequence[tuple[str, int]]:
             moved = one_token(graph, self.run) if one else moved_to_front(graph, self.run)
             tables = self.rotary.tables(graph, self.run, moved.positions, one_token=one)
-            positions = graph.node("Identity", [moved.positions], "position_ids")
-            return [(each, TensorProto.INT64) for each in (moved.ids, moved.back, positions)] + [
-                (table, self.kind) for table in tables
-            ]
+            positions = graph.node("Identity", [moved.positions], "position_ids")  # a branch gives only its own values
+            numbers = [(each, TensorProto.INT64) for each in (moved.ids, moved.back, positions)]
+            return numbers + [(table, self.kind) for table in tables]
 
         condition = is_one_token(self.graph, self.run)
         ids, back, positions, *tables = self.graph.choose(

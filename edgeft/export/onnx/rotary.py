@@ -113,7 +113,7 @@ def _number_rows(graph: Graph, ids: str) -> str:
 def _pad(graph: Graph, run: Run) -> Callable[[str], str]:
     """Lays out a table by place, for one token: those before it need no row any more, those behind have none yet."""
     behind = graph.node("Sub", [run.n_total, run.lengths], "rope.behind")
-    around = graph.node("Concat", [run.before_last, behind], "rope.around", axis=0)
+    around = graph.node("Concat", [run.last_place, behind], "rope.around", axis=0)
     axis = graph.constant("axis_0", np.array([0]))
     return lambda table: graph.node("Pad", [table, around, "", axis], f"{table}.by_place")
 

@@ -39,7 +39,7 @@ class Run:
     """(1,) int32: T (`total_sequence_length`)."""
     lengths: str
     """(B,) int64: tokens of each sequence, those before this run included."""
-    before_last: str
+    last_place: str
     """(B,) int64: the place of each sequence's last token in its buffer."""
     last: str
     """The same in int32 (`seqlens_k`)."""
@@ -66,7 +66,7 @@ def declare_run(graph: Graph) -> Run:
     node = graph.node
     n_total = node("Shape", [mask], "run.n_total", start=1, end=2)
     lengths = node("ReduceSum", [mask, graph.constant("axis_1", np.array([1]))], "run.lengths", keepdims=0)
-    last = node("Sub", [lengths, graph.constant("one", np.int64(1))], "run.before_last")
+    last = node("Sub", [lengths, graph.constant("one", np.int64(1))], "run.last_place")
     return Run(
         ids=ids,
         mask=mask,
@@ -75,7 +75,7 @@ def declare_run(graph: Graph) -> Run:
         n_total=n_total,
         total=node("Cast", [n_total], "run.total", to=TensorProto.INT32),
         lengths=lengths,
-        before_last=last,
+        last_place=last,
         last=node("Cast", [last], "run.last", to=TensorProto.INT32),
     )
 
