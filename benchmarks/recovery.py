@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf_quality import ROOT, scores, tokens_of
+from quality import scores, tokens_of
 
 from edgeft.artifact import Artifact, read_artifact, write_manifest
 from edgeft.bench.accuracy import Scoring, evaluate
@@ -34,6 +34,7 @@ from edgeft.sections import Export, Gguf, Onnx
 from edgeft.sections.recover import Recover
 from edgeft.stages import export, recover
 
+RESULTS = Path(__file__).resolve().parent / "results" / "recovery.json"
 FILES: dict[str, Gguf | Onnx] = {
     "Q4_0": Gguf(ftype="Q4_0"),
     "Q4_K_M + imatrix": Gguf(ftype="Q4_K_M", imatrix=True),
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--test-text", type=Path, help="general text, which recovery does not train on")
     parser.add_argument("--test-tokens", type=int, default=4096, help="held-out tokens of the KL, of each kind")
     parser.add_argument("--examples", type=int, default=300, help="test examples that are answered")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/recovery.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.recipe, tuple(f"recover.{each}" for each in arguments.set) or ("recover={}",))
     inputs = {"data": read_artifact(arguments.data), "merge": read_artifact(arguments.merge)}

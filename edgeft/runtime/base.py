@@ -183,7 +183,7 @@ class TextModel(AsyncCalls, ABC):
         """The tokens of `run`. With `at_once` the turn is kept between them, for up to TURN_TOKENS: only for callers
         that ask for the next token without delay."""
         try:
-            while run.goes_on():
+            while run.reason is None:
                 if at_once:
                     with self._turns:
                         for _ in range(TURN_TOKENS):
@@ -212,8 +212,7 @@ class TextModel(AsyncCalls, ABC):
 
     def _resume(self, run: Run) -> None:
         """Make the context hold the sequence of `run`."""
-        if self._running is run:
-            self._check_open()
+        if self._running is run:  # which it is not of a model that was closed
             return
         self._reset()
         self._running = run

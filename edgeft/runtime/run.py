@@ -39,7 +39,7 @@ class Run:
         self.n_run = 0
         """Tokens the context has seen."""
         self.limit, self.ends = limit, ends
-        self.cancel = cancel or threading.Event()
+        self.cancel = cancel
         self.constraint = constraint
         self.forced = deque(constraint.forced() if constraint else ())
         """Tokens that the constraint leaves no choice about."""
@@ -51,11 +51,13 @@ class Run:
 
     def goes_on(self) -> bool:
         """Whether another token is wanted; sets `reason` when not."""
-        if self.reason is None and self.cancel.is_set():
+        if self.reason is not None:
+            return False
+        if self.cancel is not None and self.cancel.is_set():
             self.reason = "cancelled"
-        if self.reason is None and self.constraint and self.constraint.fulfilled and not self.forced:
+        elif self.constraint is not None and self.constraint.fulfilled and not self.forced:
             self.reason = "stop"
-        if self.reason is None and len(self.ids) - self.n_prompt >= self.limit:
+        elif len(self.ids) - self.n_prompt >= self.limit:
             self.reason = "length"
         return self.reason is None
 
