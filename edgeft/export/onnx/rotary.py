@@ -19,6 +19,8 @@ from edgeft.export.onnx.graph import Graph
 from edgeft.export.onnx.rope import Rope
 from edgeft.export.onnx.run import Run, places_of
 
+Layout = Callable[[str, str], str]
+"""From a table with a row for each token of the run, and its name, to one with a row for each place."""
 DISAGREEMENT = "sequences_of_a_batch_must_have_equal_position_ids_at_equal_places"
 """The name of the node that fails when they have not: attention reads one table for all of them."""
 
@@ -44,7 +46,8 @@ class Rotary:
             tables = self._make(graph, rope, positions, f"rope.{number}")
             if not self.in_nodes(rope):
                 lay_out = lay_out or (_pad(graph, run) if one_token else _scatter(graph, run, positions, self.kind))
-                tables = [lay_out(table) for table in tables]
+                names = (f"rope.{number}.cos", f"rope.{number}.sin")
+                tables = [lay_out(table, name) for table, name in zip(tables, names, strict=True)]
             made += tables
         return made
 
@@ -110,15 +113,15 @@ def _number_rows(graph: Graph, ids: str) -> str:
     return graph.node("Reshape", [rows, graph.node("Shape", [ids], "rope.shape")], "rope.rows")
 
 
-def _pad(graph: Graph, run: Run) -> Callable[[str], str]:
+def _pad(graph: Graph, run: Run) -> Layout:
     """Lays out a table by place, for one token: those before it need no row any more, those behind have none yet."""
     behind = graph.node("Sub", [run.n_total, run.lengths], "rope.behind")
     around = graph.node("Concat", [run.last_place, behind], "rope.around", axis=0)
     axis = graph.constant("axis_0", np.array([0]))
-    return lambda table: graph.node("Pad", [table, around, "", axis], f"{table}.by_place")
+    return lambda table, name: graph.node("Pad", [table, around, "", axis], f"{name}.by_place")
 
 
-def _scatter(graph: Graph, run: Run, positions: str, kind: int) -> Callable[[str], str]:
+def _scatter(graph: Graph, run: Run, positions: str, kind: int) -> Layout:
     """Lays out a table by place, for any run: each token puts its row at its place, padding behind all places."""
     node, constant = graph.node, graph.constant
     lengths = node("Unsqueeze", [run.lengths, constant("axis_1", np.array([1]))], "rope.lengths")
@@ -130,10 +133,10 @@ def _scatter(graph: Graph, run: Run, positions: str, kind: int) -> Callable[[str
     n_rows = node("Add", [run.n_total, constant("one", np.int64(1))], "rope.n_rows")
     rows = _checked(graph, rows, n_rows, told)
 
-    def lay_out(table: str) -> str:
-        shape = node("Concat", [n_rows, node("Shape", [table], f"{table}.width", start=1)], f"{table}.shape", axis=0)
-        zeros = node("ConstantOfShape", [shape], f"{table}.zeros", value=_zero(kind))
-        return node("ScatterND", [zeros, rows, table], f"{table}.by_place")
+    def lay_out(table: str, name: str) -> str:
+        shape = node("Concat", [n_rows, node("Shape", [table], f"{name}.width", start=1)], f"{name}.shape", axis=0)
+        zeros = node("ConstantOfShape", [shape], f"{name}.zeros", value=_zero(kind))
+        return node("ScatterND", [zeros, rows, table], f"{name}.by_place")
 
     return lay_out
 
