@@ -7,7 +7,7 @@ PATH is where onnxruntime-genai and its builder's needs are installed (for PYTHO
 random weights in the shapes of SmolLM2-135M and Qwen2.5-0.5B, made here as `gguf_export.py` makes them. Both run on
 the same onnxruntime build where the installation lets them, with the same threads, the same prompt and the same
 number of greedy tokens. Ours is also run on genai's own graph, which tells graph from runtime. FOLDER holds graphs
-traced by transformers' exporter, `<model>-<dtype>/`, for ours.
+traced by transformers' exporter, `<model>-<dtype>/`, for ours and for a plain loop of onnxruntime's `session.run`.
 
 Every contender is a process. In each round all generate the same answer, one after the other, in an order that turns:
 a ratio is that of two turns of one round, a few seconds apart. Which memory a process is dealt moves its speed by
@@ -60,6 +60,35 @@ for _ in sys.stdin:
     tokens = [int(token) for token in generator.get_sequence(0)][len(prompt):]
     found = {"tokens_per_s": (n - 1) / whole, "cpu_ms": cpu / (n - 1) * 1e3}
     print(json.dumps(found | {"tokens": tokens, "version": og.__version__}), flush=True)
+"""
+
+PLAIN = """
+import json, sys, time
+import numpy as np
+import onnxruntime
+folder, threads, prompt, n = sys.argv[1], *map(json.loads, sys.argv[2:])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(folder + "/model.onnx", options, providers=["CPUExecutionProvider"])
+puts = {put.name: put for put in session.get_inputs()}
+pasts = [name for name in puts if name.startswith("past_key_values")]
+names = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
+for _ in sys.stdin:
+    past = {name: np.zeros((1, puts[name].shape[1], 0, puts[name].shape[3]), np.float32) for name in pasts}
+    ids, total, tokens, made = prompt, 0, [], []
+    for _ in range(n):
+        positions = np.arange(total, total + len(ids))[None]
+        total += len(ids)
+        mask = np.ones((1, total), np.int64)
+        given = {"input_ids": np.array([ids]), "attention_mask": mask, "position_ids": positions}
+        logits, *present = session.run(names, {name: given[name] for name in given if name in puts} | past)
+        past = dict(zip(pasts, present))
+        ids = [int(logits[0, -1].argmax())]
+        tokens += ids
+        made.append((time.perf_counter(), time.process_time()))
+    whole, cpu = (made[-1][at] - made[0][at] for at in (0, 1))
+    print(json.dumps({"tokens_per_s": (n - 1) / whole, "cpu_ms": cpu / (n - 1) * 1e3, "tokens": tokens}), flush=True)
 """
 
 
@@ -123,6 +152,7 @@ def make_graphs(
         graphs["onnxruntime-genai on ours"] = ("genai", out / "ours")
     if arguments.traced and (arguments.traced / f"{model}-{dtype}").is_dir():
         graphs["edgeft on the traced graph"] = ("ours", arguments.traced / f"{model}-{dtype}")
+        graphs["onnxruntime on the traced graph"] = ("plain", arguments.traced / f"{model}-{dtype}")
     return graphs
 
 
@@ -164,8 +194,9 @@ def one_deal(
 def worker(runtime: str, folder: Path, threads: int, genai: Path) -> subprocess.Popen[str]:
     """A process that generates one answer for each line it gets."""
     command, environment = [sys.executable, __file__, "--ours", str(folder), str(threads)], {}
+    if script := {"genai": GENAI, "plain": PLAIN}.get(runtime):
+        command = [sys.executable, "-c", script, str(folder), *(json.dumps(each) for each in (threads, PROMPT, N_GEN))]
     if runtime == "genai":
-        command = [sys.executable, "-c", GENAI, str(folder), *(json.dumps(each) for each in (threads, PROMPT, N_GEN))]
         environment = {"PYTHONPATH": str(genai)}
     return subprocess.Popen(
         command, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
