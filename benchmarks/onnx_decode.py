@@ -74,8 +74,10 @@ session = onnxruntime.InferenceSession(folder + "/model.onnx", options, provider
 puts = {put.name: put for put in session.get_inputs()}
 pasts = [name for name in puts if name.startswith("past_key_values")]
 names = ["logits", *(name.replace("past_key_values", "present") for name in pasts)]
+config = json.load(open(folder + "/config.json"))
+shape = (1, config["num_key_value_heads"], 0, config["hidden_size"] // config["num_attention_heads"])
 for _ in sys.stdin:
-    past = {name: np.zeros((1, puts[name].shape[1], 0, puts[name].shape[3]), np.float32) for name in pasts}
+    past = {name: np.zeros(shape, np.float32) for name in pasts}
     ids, total, tokens, made = prompt, 0, [], []
     for _ in range(n):
         positions = np.arange(total, total + len(ids))[None]
