@@ -64,21 +64,24 @@ class _Builder:
         self._logits(kept)
 
     def _lay_out(self) -> tuple[str, str, str]:
-        """Ids (B, S), where the tokens with logits are (B, S', 1), and positions (B, S), as attention wants the tokens;
-        also the tables that rotate them."""
+        """Ids (B, S), where the tokens with logits are (B, S', 1), and positions (B, S) for a table of such, as
+        attention wants the tokens; also the tables that rotate them."""
+        learned = POSITIONS in self.rules
 
         def branch(graph: Graph, one: bool) -> Sequence[tuple[str, int]]:
             moved = one_token(graph, self.run) if one else moved_to_front(graph, self.run)
             tables = self.rotary.tables(graph, self.run, moved.positions, one_token=one)
-            positions = graph.node("Identity", [moved.positions], "position_ids")  # a branch gives only its own values
-            numbers = [(each, TensorProto.INT64) for each in (moved.ids, moved.back, positions)]
-            return numbers + [(table, self.kind) for table in tables]
+            numbers = [moved.ids, moved.back]
+            if learned:
+                numbers.append(graph.node("Identity", [moved.positions], "learned"))  # only its own values are given
+            return [*((each, TensorProto.INT64) for each in numbers), *((table, self.kind) for table in tables)]
 
         condition = is_one_token(self.graph, self.run)
-        ids, back, positions, *tables = self.graph.choose(
+        ids, back, *rest = self.graph.choose(
             condition, "one_token", lambda graph: branch(graph, True), lambda graph: branch(graph, False)
         )
-        self.rotary.use(self.graph, ids, tables)
+        positions = rest.pop(0) if learned else ""
+        self.rotary.use(self.graph, ids, rest)
         return ids, back, positions
 
     def _embed(self, ids: str, positions: str) -> str:
@@ -98,8 +101,6 @@ class _Builder:
         inputs = [*self._projected(states, layer), *past, self.run.last, self.run.total]
         angles = self.rotary.by_place(seen.rope)
         inputs += [*angles, "", self.windows[seen.window] if seen.window else ""]
-        while not inputs[-1]:
-            inputs.pop()
         attributes: dict[str, Any] = {"do_rotary": 1} if any(angles) else {}
         if self.decoder.attention_cap:
             attributes["softcap"] = self.decoder.attention_cap

@@ -157,8 +157,6 @@ class EncoderGraph:
         """Attention (B, S, D) of queries, keys and values (B, S, D each), to which `bias` (3 D,) is still to be
         added; padding is out of sight. `score_bias` (1, 1, S, S) is added to the scores."""
         inputs = [*parts, bias, self.key_mask, score_bias]
-        while not inputs[-1]:
-            inputs.pop()
         return self.graph.node(
             "MultiHeadAttention", inputs, name, num_heads=self.config["num_attention_heads"], mask_filter_value=FAR
         )

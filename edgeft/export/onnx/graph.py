@@ -64,8 +64,11 @@ class Graph:
     def node(
         self, op: str, inputs: Sequence[str], name: str, *, outputs: Sequence[str] | None = None, **attributes: Any
     ) -> str:
-        """Add a node; returns its first output, `<name>.output` unless `outputs` are named. "" is left out."""
-        name = self._prefix + name
+        """Add a node; returns its first output, `<name>.output` unless `outputs` are named. "" is left out, at the end
+        altogether."""
+        inputs, name = list(inputs), self._prefix + name
+        while inputs and not inputs[-1]:
+            inputs.pop()
         outputs = outputs or [f"{name}.output"]
         domain = MICROSOFT if op in CONTRIBUTED else ""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
@@ -73,16 +76,14 @@ class Graph:
 
     def choose(self, condition: str, name: str, then: Branch, otherwise: Branch) -> list[str]:
         """Add an If: the values that `then` makes where `condition` (one bool) holds, else those of `otherwise`."""
-        attributes: dict[str, onnx.GraphProto] = {}
-        count = 0
+        branches: dict[str, onnx.GraphProto] = {}
         for key, branch in (("then", then), ("else", otherwise)):
             inner = Graph(self.data_file, f"{name}.{key}.")
             inner._tensors = self._tensors  # a branch reads what stands around it
             made = [helper.make_tensor_value_info(value, kind, None) for value, kind in branch(inner)]
-            attributes[f"{key}_branch"] = helper.make_graph(inner._nodes, f"{name}.{key}", [], made)
-            count = len(made)
-        outputs = [f"{name}.{number}" for number in range(count)]
-        self.node("If", [condition], name, outputs=outputs, **attributes)
+            branches[f"{key}_branch"] = helper.make_graph(inner._nodes, f"{name}.{key}", [], made)
+        outputs = [f"{name}.{number}" for number in range(len(branches["then_branch"].output))]
+        self.node("If", [condition], name, outputs=outputs, **branches)
         return outputs
 
     def input(self, name: str, elem_type: int, shape: Sequence[int | str]) -> str:

@@ -82,8 +82,6 @@ class Matrices:
         inputs += ["", "", "", "", together.zero_points_name, down.zero_points_name, ""]
         if not routing["normalize_routing_weights"]:  # QMoE, other than MoE, would take the softmax of those chosen
             inputs.append(self.graph.node("Softmax", [router], f"{node}.shares", axis=-1))
-        while not inputs[-1]:
-            inputs.pop()
         return self.graph.node(
             "QMoE",
             inputs,
@@ -109,7 +107,7 @@ class Matrices:
         attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": stored.grid.block_size}
         if stored.grid.bits == 8:
             attributes["bits"] = 8
-        return self.graph.node("GatherBlockQuantized", [name for name in inputs if name], node, **attributes)
+        return self.graph.node("GatherBlockQuantized", inputs, node, **attributes)
 
     def head(self, states: str, node: str) -> str:
         """Logits; of the embedding's matrix where there is no other. Called after `embed`."""
@@ -127,8 +125,6 @@ class Matrices:
             return self.graph.node("Add", [product, bias], f"{node}.bias") if bias else product
         n_out, n_in = stored.shape
         inputs = [states, stored.values.name, stored.scales_name, stored.zero_points_name, "", bias]
-        while not inputs[-1]:
-            inputs.pop()
         return self.graph.node(
             "MatMulNBits",
             inputs,
