@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import UsageError
+from edgeft.machine.cores import usable_cores
 
 CPU = Path("/sys/devices/system/cpu")
 # Module prefix of a runtime's backend -> the distribution whose version is reported.
@@ -20,7 +21,7 @@ def describe_host() -> dict[str, Any]:
     """Processor, cores this process may use, memory, system, Python, frequency governor, turbo; None: not known."""
     return {
         "cpu": _cpu_name(),
-        "n_cores": _usable_cores(),
+        "n_cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -98,10 +99,6 @@ def _cpu_name() -> str:
                 return line.split(":", 1)[1].strip()
     board = _first_line(Path("/proc/device-tree/model"))
     return board or platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:

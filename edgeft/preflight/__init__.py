@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgeft.machine.cores import physical_cores
 from edgeft.pipeline import State
-from edgeft.preflight.machine import REFERENCE, Speed, n_threads, physical_cores, speed_of_this_machine
+from edgeft.preflight.machine import REFERENCE, Speed, n_threads, speed_of_this_machine
 from edgeft.preflight.shape import Shape, read_shape
 from edgeft.preflight.student import distilling_bytes, distilling_seconds, final_shape
 from edgeft.preflight.tokens import BYTES_PER_TOKEN, Tokens, count_tokens, guess_from_inputs

@@ -21,15 +21,14 @@ is left is scaled like float32, which scales the rest of the table as it is.
 """
 
 import os
-import re
 import sys
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeft.bench.remembered import Probe, measured_once
+from edgeft.machine.cores import physical_cores
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -97,19 +96,3 @@ def n_threads(wanted: int | None) -> int:
     """Threads a stage will use: `wanted`, or torch's default, one a physical core (OMP_NUM_THREADS is heeded)."""
     own = os.environ.get("OMP_NUM_THREADS", "")
     return wanted or (int(own) if own.isdigit() and int(own) else physical_cores())
-
-
-@cache
-def physical_cores() -> int:
-    """Cores without their second threads, at most what this process may use; half of all where nothing is known."""
-    blocks = [dict(re.findall(r"^(physical id|core id)\s*:\s*(\d+)$", b, re.MULTILINE)) for b in _blocks()]
-    cores = {tuple(sorted(block.items())) for block in blocks if "core id" in block}
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(len(cores), usable) if cores else max(1, usable // 2)
-
-
-def _blocks() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")
-    except OSError:
-        return []

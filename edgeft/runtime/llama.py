@@ -4,7 +4,6 @@ Shapes: T tokens of a sequence, V entries of the vocabulary.
 """
 
 import ctypes
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.errors import RuntimeFault
+from edgeft.machine.cores import usable_cores
 from edgeft.runtime.base import TextModel
 from edgeft.runtime.llama_library import build, llama_cpp
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
@@ -43,7 +43,7 @@ class LlamaModel(LlamaVocabulary, TextModel):
         self.n_ctx = min(n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or n_ctx)
         self._n_batch = min(N_BATCH, self.n_ctx)
         n_parameters = llama_cpp.llama_model_n_params(self._model)
-        self.n_threads = n_threads or max(1, min(_usable_cpus(), n_parameters // PARAMETERS_PER_THREAD))
+        self.n_threads = n_threads or max(1, min(usable_cores(), n_parameters // PARAMETERS_PER_THREAD))
         self._context = self._new_context()
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(self._n_batch)
@@ -171,10 +171,3 @@ class _Batch:
     def free(self) -> None:
         """Give the memory back; the arrays are gone with it."""
         llama_cpp.llama_batch_free(self._batch)
-
-
-def _usable_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,7 +1,6 @@
 """Opening an ONNX file in onnxruntime: which providers, how many threads."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import onnxruntime
 
 from edgeft.errors import RuntimeFault, UsageError
+from edgeft.machine.cores import usable_cores
 from edgeft.runtime.huge_pages import on_huge_pages
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx
 
@@ -49,8 +49,7 @@ def check_running(wanted: Sequence[str], running: Sequence[str]) -> None:
 
 def choose_threads(n_threads: int | None, weight_bytes: int) -> int:
     """`n_threads`, or a thread for every 20 MB of weights, at least one and at most one for every usable CPU."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return n_threads or max(1, min(cpus, weight_bytes // BYTES_PER_THREAD))
+    return n_threads or max(1, min(usable_cores(), weight_bytes // BYTES_PER_THREAD))
 
 
 def open_session(

@@ -24,6 +24,7 @@ from edgeft.data.check.duplicates import Bands, Hashes, Joined, Twin, exact_twin
 from edgeft.data.check.examine import Options, Part, examine_lines, examine_rows
 from edgeft.data.encodings import AUTO, MIXED, UTF8, encoding_of
 from edgeft.errors import DataError
+from edgeft.machine.cores import usable_cores
 
 CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 2000
@@ -45,7 +46,7 @@ class Job:
     near: bool = True
     pii: bool = True
     encoding: str = AUTO
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cores)
 
 
 @dataclass

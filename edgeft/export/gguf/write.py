@@ -1,7 +1,6 @@
 """Writing a GGUF file from a model folder in one pass over its weights."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from edgeft.export.gguf.tensor_types import (
 )
 from edgeft.export.gguf.verify import verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
+from edgeft.machine.cores import usable_cores
 from edgeft.quant import ggml
 from edgeft.quant.ggml import GgmlType
 from edgeft.quant.imatrix import Imatrix
@@ -91,7 +91,7 @@ def write_gguf(
     ):
         # Needs no weights; in a pass of many minutes it is known in the first seconds whether the ids agree.
         check = beside.submit(verify_vocabulary, temporary, folder, texts)
-        pack, threads = rounder or round_with_ggml, n_threads or n_cores()
+        pack, threads = rounder or round_with_ggml, n_threads or usable_cores()
         stream(file, start, targets, weights, rounder=pack, n_threads=threads, done=done, check=check)
         check.result()
     return fallbacks(chosen)
@@ -128,11 +128,6 @@ def begin_file(path: Path, metadata: Metadata, targets: Sequence[Target]) -> Ite
         file.truncate(len(header) + padded(last.start + last.n_bytes))
         file.flush()
         yield file.fileno(), len(header)
-
-
-def n_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _weights(layout: Layout, adapter: Path | None) -> Weights:

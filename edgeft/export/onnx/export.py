@@ -14,7 +14,6 @@ from edgeft.export.folder import ModelFolder, open_checkpoint, read_folder
 from edgeft.export.gguf.architectures import architecture_of
 from edgeft.export.gguf.architectures.layout import Layout, full_config, lay_out
 from edgeft.export.gguf.stream import Weights
-from edgeft.export.gguf.write import n_cores
 from edgeft.export.onnx.architectures import decoder_of
 from edgeft.export.onnx.architectures.base import Decoder
 from edgeft.export.onnx.data_file import fill
@@ -23,6 +22,7 @@ from edgeft.export.onnx.folder import files_of, write_surroundings
 from edgeft.export.onnx.graph import Graph
 from edgeft.export.onnx.matrices import onnx_rules
 from edgeft.export.onnx.settings import OnnxSettings
+from edgeft.machine.cores import usable_cores
 from edgeft.quant.grids import onnx as grids
 
 GENERATION = "text-generation-with-past"
@@ -66,7 +66,7 @@ def export_onnx(
         _write_graph(
             out / name, layout, decoder, settings, weights,
             metadata=metadata | {"edgeft.min_ort": version}, label=f"{name}: writing {model_dir.absolute().name}",
-            n_threads=n_threads or n_cores(), log=log,
+            n_threads=n_threads or usable_cores(), log=log,
         )  # fmt: skip
         n_bytes = sum((out / name / file).stat().st_size for file in (files.graph, files.data))
         log.say(f"{name}: {files.graph} ({n_bytes / 1e6:.1f} MB), for onnxruntime {version} and newer")
