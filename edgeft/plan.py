@@ -125,7 +125,7 @@ CLASSIFIER = (
     MERGE,
     Step(
         "export", ("data", "merge"), ("export", "bench.abstain_below", "bench.n_threads", "seed"), extra="train,onnx",
-        packages=("onnx", "onnxruntime", "tokenizers"), module="encoder_export",
+        packages=("onnx", "onnxruntime", "tokenizers"), module="encoder_export", version=2,
     ),
     Step(
         "parity", ("data", "merge", "export"), ("export", "parity", "bench.n_threads", "seed"), extra="train,onnx",

@@ -164,7 +164,7 @@ class Recipe(Section):
     @property
     def shipped(self) -> str:
         """The name of the file that ships, as files.json has it."""
-        return self.export.encoder[-1].dtype if self.classifies else self.export.shipped
+        return self.export.encoder[-1].name if self.classifies else self.export.shipped
 
     @property
     def budgets(self) -> dict[str, str]:

@@ -24,6 +24,12 @@ OPTIONS = (
     click.option("--accuracy-level", type=click.IntRange(0, 4), help="ONNX: 4 multiplies in int8, 1 in float32. [4]"),
     click.option("--head-dtype", type=click.Choice(DTYPES), help="ONNX: of embedding and head. [as --dtype]"),
     click.option("--activations", type=click.Choice(("float32", "float16")), help="ONNX: of int4, int8. [float32]"),
+    click.option(
+        "--vnni-only",
+        is_flag=True,
+        default=None,
+        help="ONNX: int8 encoders with 8 bits in all weights, exact only with VNNI (or on ARM), in DTYPE-vnni.",
+    ),
     click.option("--layout", type=click.Choice(("plain", "genai", "transformers.js")), help="ONNX: [genai]"),
     click.option("--min-ort", help="ONNX: oldest onnxruntime that must run it, as 1.22. [the oldest that can]"),
     click.option("--data", "examples", type=click.Path(path_type=Path), help="ONNX: chat JSONL to calibrate on."),
@@ -78,6 +84,7 @@ def _export_decoders(
     text: Path | None,
     asymmetric: bool | None,
     exporter: str | None,
+    vnni_only: bool | None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     from edgeft.export.onnx.export import GENERATION, export_onnx
@@ -85,6 +92,8 @@ def _export_decoders(
 
     if task not in (None, GENERATION):
         raise click.UsageError(f"a decoder is exported for {GENERATION}, not {task}")
+    if vnni_only:
+        raise click.UsageError("--vnni-only is for int8 encoders; a decoder's int8 is exact on every processor")
     fields = {name: value for name, value in options.items() if value is not None} | {"symmetric": not asymmetric}
     wanted: tuple[Any, ...] = dtypes or ("int4",)
     for dtype in wanted:
@@ -117,22 +126,33 @@ def _rounder(method: Any, model: Path, examples: Path | None, text: Path | None,
 
 
 def _export_encoders(
-    model: Path, out: Path, *, log: "Log", dtypes: tuple[str, ...], task: Any, text: Path | None, **options: Any
+    model: Path,
+    out: Path,
+    *,
+    log: "Log",
+    dtypes: tuple[str, ...],
+    task: Any,
+    text: Path | None,
+    vnni_only: bool | None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
 
     layout: Any = options.pop("layout") or "plain"
     if given := [name for name, value in options.items() if value is not None]:
         raise click.UsageError(
-            f"{', '.join(given).replace('_', '-')}: not for encoders, which have --dtype, --task and --layout"
+            f"{', '.join(given).replace('_', '-')}: not for encoders, which have --dtype, --task, --layout and "
+            "--vnni-only"
         )
     if layout == "genai":
         raise click.UsageError("--layout genai: onnxruntime-genai runs decoders; take plain or transformers.js")
     texts = [line for line in text.read_text("utf-8").splitlines() if line.strip()] if text else []
     records = []
     wanted: tuple[Any, ...] = dtypes or ("int8",)
+    if vnni_only and (floats := [dtype for dtype in wanted if not dtype.startswith("int8")]):
+        raise click.UsageError(f"--vnni-only is about int8 weights; {floats[0]} has none")
     for dtype in wanted:
-        settings = EncoderSettings(dtype, layout=layout)
-        record = export_encoder(model, out / dtype, settings=settings, log=log, task=task, texts=texts)
-        records.append({**record, "file": f"{dtype}/{record['file']}"})
+        settings = EncoderSettings(dtype, layout=layout, reduce_range=not vnni_only)
+        record = export_encoder(model, out / settings.name, settings=settings, log=log, task=task, texts=texts)
+        records.append({**record, "file": f"{settings.name}/{record['file']}"})
     return records

@@ -31,6 +31,7 @@ from edgeft.parity.finding import Finding
 from edgeft.parity.onnx_values import LIMITS
 from edgeft.parity.watched_onnx import WatchedOnnx
 from edgeft.quant.linear_inputs import modules_by_name
+from edgeft.runtime.int8_pairs import PAIR_LIMIT
 from edgeft.runtime.onnx_file import check_onnx, find_file
 from edgeft.runtime.onnx_vocabulary import OnnxVocabulary
 from edgeft.training.models import load_tokenizer
@@ -119,19 +120,35 @@ def _values(graph: WatchedOnnx, name: str, stored: np.ndarray) -> np.ndarray:
 
 
 def _allowed(graph: WatchedOnnx, name: str, stored: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """How far a value may be from the checkpoint's: half a step of its grid."""
+    """How far a value may be from the checkpoint's: half a step of its grid, and what a pair of weights was too large
+    for 16 bits."""
     if stored.dtype == np.int8:
-        step = graph.initializer(_scale(graph, name)) * _inverse(graph, name)
-        return np.asarray((0.5 + SLACK) * np.abs(step) + SLACK * np.abs(there))
+        step = np.abs(graph.initializer(_scale(graph, name)) * _inverse(graph, name))
+        excess = 0 if _is_table(graph, name) else _excess(there / step)
+        return np.asarray((0.5 + SLACK + excess) * step + SLACK * np.abs(there))
     if stored.dtype == np.float16:
         return np.asarray(np.abs(there) * np.finfo(np.float16).eps + np.finfo(np.float16).smallest_subnormal)
     return np.asarray(np.abs(there) * 1e-6)
 
 
+def _excess(values: np.ndarray) -> np.ndarray:
+    """By how many steps the values (K, N) of rows 2i and 2i + 1, if of one sign, are beyond `PAIR_LIMIT` together."""
+    excess = np.zeros_like(values)
+    end = len(values) // 2 * 2
+    upper, lower = values[0:end:2], values[1:end:2]
+    both = np.where(upper * lower > 0, np.maximum(0, np.abs(upper) + np.abs(lower) - PAIR_LIMIT), 0)
+    excess[0:end:2] = excess[1:end:2] = both
+    return excess
+
+
 def _scale(graph: WatchedOnnx, name: str) -> str:
     """Of a table its own name's, of a product the one beside its weight."""
-    own = f"{name}.scale"
-    return own if own in graph.initializers else f"{name.removesuffix('.weight')}.scale"
+    return f"{name if _is_table(graph, name) else name.removesuffix('.weight')}.scale"
+
+
+def _is_table(graph: WatchedOnnx, name: str) -> bool:
+    """Whether rows of `name` are looked up."""
+    return f"{name}.scale" in graph.initializers
 
 
 def _inverse(graph: WatchedOnnx, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What an ONNX file holds, read without onnx or onnxruntime, and refused where it must not be loaded.
 
-Only the wire format of protocol buffers is walked, from a memory map, so weights are not read. Field numbers are those
+Only the wire format of protocol buffers is walked, from a memory map, so weights are not read; the map stays open as
+long as what was found. Field numbers are those
 of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 """
 
@@ -40,10 +41,11 @@ Value = int | memoryview
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """One node of the main graph."""
+    """One node."""
 
     op: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class TensorInfo:
     n_bytes: int
     location: str
     offset: int
+    raw: memoryview | None = field(default=None, repr=False, compare=False)
+    """The bytes, where they lie in this file in one piece."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class OnnxFile:
     """Version by domain; the standard one is called `ai.onnx`."""
     metadata: dict[str, str] = field(default_factory=dict)
     nodes: list[NodeInfo] = field(default_factory=list)
+    """Of the main graph."""
+    inner_nodes: list[NodeInfo] = field(default_factory=list)
+    """Of graphs inside nodes, and of functions."""
     tensors: list[TensorInfo] = field(default_factory=list)
     external: list[ExternalData] = field(default_factory=list)
 
@@ -207,16 +214,17 @@ def _function(found: OnnxFile, content: memoryview) -> None:
 
 
 def _node(found: OnnxFile, content: memoryview, depth: int) -> None:
-    op, inputs = "", []
+    op, inputs, outputs = "", [], []
     for number, value in _fields(content):
         if number == NODE_OP:
             op = _text(value)
         elif number == NODE_INPUT:
             inputs.append(_text(value))
+        elif number == NODE_OUTPUT:
+            outputs.append(_text(value))
         elif number == NODE_ATTRIBUTE:
             _attribute(found, _message(value), depth)
-    if depth == 0:
-        found.nodes.append(NodeInfo(op, tuple(inputs)))
+    (found.inner_nodes if depth else found.nodes).append(NodeInfo(op, tuple(inputs), tuple(outputs)))
 
 
 def _attribute(found: OnnxFile, content: memoryview, depth: int) -> None:
@@ -238,13 +246,15 @@ def _sparse(found: OnnxFile, content: memoryview) -> None:
 def _tensor(found: OnnxFile, content: memoryview) -> None:
     name, entries, kind, location, n_bytes = "", {}, 0, 0, 0
     shape: list[int] = []
+    raw: memoryview | None = None
     for number, value in _fields(content):
         if number == TENSOR_NAME:
             name = _text(value)
         elif number == TENSOR_DIMS:
             shape += [value] if isinstance(value, int) else _packed(value)
         elif number == TENSOR_RAW:
-            n_bytes = len(_message(value))
+            raw = _message(value)
+            n_bytes = len(raw)
         elif number == TENSOR_EXTERNAL:
             key, text = _entry(value)
             entries[key] = text
@@ -253,7 +263,7 @@ def _tensor(found: OnnxFile, content: memoryview) -> None:
         elif number == TENSOR_LOCATION and isinstance(value, int):
             location = value
     if location != EXTERNAL and not entries:
-        found.tensors.append(TensorInfo(name, kind, tuple(shape), n_bytes, "", 0))
+        found.tensors.append(TensorInfo(name, kind, tuple(shape), n_bytes, "", 0, raw))
         return
     try:
         offset = int(entries.get("offset", 0))

@@ -98,6 +98,21 @@ class Encoder(Section):
     """How the ranges of `int8_static` are found; the names are those of onnxruntime's CalibrationMethod."""
     layout: Literal["plain", "transformers.js"] = "plain"
     """Where the graph lies: `model.onnx`, or transformers.js' `onnx/model_quantized.onnx`."""
+    reduce_range: bool = True
+    """Of int8 and int8_static: weights that every processor adds up exactly, which onnxruntime's key of this name
+    reaches with 7 bits and edgeft with all but a few in 8; false: 8 bits throughout, in a folder `int8-vnni` for
+    processors with VNNI (and ARM's) alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.reduce_range and not self.dtype.startswith("int8"):
+            raise ValueError(f"reduce_range is about int8 weights; {self.dtype} has none")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of the folder: `fp32`, `int8`, `int8-vnni`."""
+        return self.dtype if self.reduce_range else f"{self.dtype}-vnni"
 
 
 def _default_encoder() -> list[Encoder]:
@@ -125,9 +140,9 @@ class Export(Section):
         ftypes = [entry.ftype for entry in self.gguf]
         if len(set(ftypes)) < len(ftypes):
             raise ValueError("gguf lists an ftype twice")
-        dtypes = [entry.dtype for entry in self.encoder]
-        if len(set(dtypes)) < len(dtypes):
-            raise ValueError("encoder lists a dtype twice")
+        encoders = [entry.name for entry in self.encoder]
+        if len(set(encoders)) < len(encoders):
+            raise ValueError("encoder lists a folder twice")
         folders = [entry.name for entry in self.onnx]
         if len(set(folders)) < len(folders):
             raise ValueError("onnx lists a folder twice")

@@ -31,11 +31,11 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     held_out = read_examples(validation) if validation.stat().st_size else []
     files = []
     for entry in recipe.export.encoder:
-        folder = out / entry.dtype
+        folder = out / entry.name
         record = export_encoder(
             model.path,
             folder,
-            settings=EncoderSettings(entry.dtype, entry.calibrate_method, entry.layout),
+            settings=EncoderSettings(entry.dtype, entry.calibrate_method, entry.layout, entry.reduce_range),
             texts=[text_of(example) for example in train],
             provenance=known,
             log=log,
@@ -47,7 +47,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             threshold=recipe.bench.abstain_below,
             n_threads=recipe.bench.n_threads,
         )
-        log.say(f"{entry.dtype}: {record['bytes'] / 1e6:.1f} MB, temperature {confidence.temperature:.2f}")
-        files.append({**record, "file": f"{entry.dtype}/{record['file']}", "ftype": entry.dtype})
+        log.say(f"{entry.name}: {record['bytes'] / 1e6:.1f} MB, temperature {confidence.temperature:.2f}")
+        files.append({**record, "file": f"{entry.name}/{record['file']}", "ftype": entry.name})
     write_json(out / "files.json", files)
     return {f"{entry['ftype']}_bytes": float(entry["bytes"]) for entry in files}

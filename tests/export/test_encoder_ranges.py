@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.export.onnx.encoder_products import Range, quantize_columns
+from edgeft.export.onnx.encoder_products import Range
 from edgeft.export.onnx.encoder_ranges import Histogram, Runs, entropy_range, find_ranges, percentile_range
 from edgeft.export.onnx.encoder_scalings import best_scaling, find_scalings
+from edgeft.export.onnx.int8_columns import quantize_pairs
 
 
 class _Session:
@@ -99,7 +100,7 @@ def test_far_channels_are_brought_down_and_the_product_stays() -> None:
     np.testing.assert_allclose((rows / scaling) @ (weight * scaling[:, None]), exact, rtol=1e-3, atol=1e-3)
 
     def error(factors: np.ndarray) -> float:
-        inputs, (codes, scales) = rows / factors, quantize_columns(weight * factors[:, None])
+        inputs, (codes, scales) = rows / factors, quantize_pairs(weight * factors[:, None])
         step = (max(inputs.max(), 0) - min(inputs.min(), 0)) / 255
         zero = np.rint(-min(inputs.min(), 0) / step)
         rounded = (np.clip(np.rint(inputs / step) + zero, 0, 255) - zero) * np.float64(step)

@@ -17,8 +17,8 @@ import transformers
 
 from edgeft.console import silent_log
 from edgeft.errors import DataError, ModelError
-from edgeft.export.onnx.encoder_products import quantize_columns
 from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
+from edgeft.export.onnx.int8_columns import quantize_columns
 from edgeft.runtime.encoder import EncoderModel
 from tests.tiny_encoder import KINDS, WORDS, word_tokenizer
 

@@ -1,8 +1,9 @@
 """How an encoder's matrices are stored and multiplied: in float, or in int8 with the inputs rounded as well.
 
-Weights are rounded per output (column), symmetrically; inputs to uint8 with one scale a tensor, found anew in every
-run (`DynamicInt8`) or once, on calibration texts (`StaticInt8`). Embeddings have a scale a row. The arithmetic is
-that of onnxruntime's DynamicQuantizeMatMul and of ONNX's QuantizeLinear.
+Weights are rounded per output (column), symmetrically, and so that no processor cuts a sum (`int8_columns`); inputs
+to uint8 with one scale a tensor, found anew in every run (`DynamicInt8`) or once, on calibration texts
+(`StaticInt8`). Embeddings have a scale a row. The arithmetic is that of onnxruntime's DynamicQuantizeMatMul and of
+ONNX's QuantizeLinear.
 
 Shapes: K inputs, N outputs, V rows of a table, D its width.
 """
@@ -16,9 +17,7 @@ from onnx import TensorProto
 
 from edgeft.errors import ModelError
 from edgeft.export.onnx.graph import Graph
-
-LARGEST = 127
-"""Codes are -127 … 127: -128 has no counterpart."""
+from edgeft.export.onnx.int8_columns import Quantizer, quantize_columns, quantize_pairs
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,11 @@ class Float:
 @dataclass(frozen=True)
 class _Int8:
     """`scalings` (K,), by product name, divide the channels of inputs before they are rounded; see
-    `encoder_scalings`."""
+    `encoder_scalings`. `quantize` rounds the weights of products."""
 
     scalings: Mapping[str, np.ndarray] = field(default_factory=dict)
     elem_type: int = TensorProto.FLOAT
+    quantize: Quantizer = quantize_pairs
 
     def _scaled(self, graph: Graph, name: str, x: str, weight: np.ndarray) -> tuple[str, np.ndarray]:
         """Input and weights of the same product with evened channels."""
@@ -110,7 +110,7 @@ class DynamicInt8(_Int8):
     def multiply(self, graph: Graph, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> Product:
         """See `Products`; the bias is added."""
         x, weight = self._scaled(graph, name, x, weight)
-        codes, scales = quantize_columns(weight)
+        codes, scales = self.quantize(weight)
         inputs = [x, graph.constant(f"{name}.weight", codes), graph.constant(f"{name}.scale", scales), ""]
         inputs.append(_float_bias(graph, name, bias, TensorProto.FLOAT))
         return Product(graph.node("DynamicQuantizeMatMul", inputs, name))
@@ -126,7 +126,7 @@ class StaticInt8(_Int8):
     def multiply(self, graph: Graph, name: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> Product:
         """See `Products`; the bias is left to the operator behind."""
         x, weight = self._scaled(graph, name, x, weight)
-        codes, scales = quantize_columns(weight)
+        codes, scales = self.quantize(weight)
         scale, zero_point = self.ranges[name].grid()
         grid = [
             graph.constant(f"{name}.input.scale", np.array(scale, np.float32)),
@@ -141,13 +141,6 @@ class StaticInt8(_Int8):
         ]
         weights = graph.node("DequantizeLinear", columns, f"{name}.weight.dequantize", axis=1)
         return Product(graph.node("MatMul", [x, weights], name), _float_bias(graph, name, bias, TensorProto.FLOAT))
-
-
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`weight` float32 (K, N) as codes int8 (K, N) and scales float32 (N,): value = code * scale."""
-    largest = np.abs(weight).max(axis=0)
-    scales = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1)).astype(np.float32)
-    return np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8), scales
 
 
 def float_array(values: np.ndarray, elem_type: int, name: str) -> np.ndarray:

@@ -32,7 +32,8 @@ from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
 from edgeft.export.onnx.encoder_products import DynamicInt8, Float, Products, StaticInt8
 from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
 from edgeft.export.onnx.encoder_scalings import find_scalings
-from edgeft.export.onnx.folder import SUFFIXES, copy_files, say_external_data
+from edgeft.export.onnx.folder import SUFFIXES, add_to_config, copy_files, say_external_data
+from edgeft.export.onnx.int8_columns import quantize_columns, quantize_pairs
 
 EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
 EncoderLayout = Literal["plain", "transformers.js"]
@@ -49,6 +50,8 @@ COPIED = (
     "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
 UNUSED = (*IGNORED, "vocab_*", "decoder.*")
+PROCESSORS = "edgeft_int8_processors"
+"""Key of config.json."""
 HEAD = ("classifier.*", "pre_classifier.*", "head.*")
 """Weights of a head, which no vector needs."""
 
@@ -60,11 +63,24 @@ class EncoderSettings:
     `fp32` and `fp16` are float graphs. `int8` rounds weights once and inputs in every run, to the range of the whole
     batch; `int8_static` to ranges found on calibration texts by `calibrate_method`, so that a text's result depends
     on nothing but itself. With texts the channels of inputs are evened out for both (`encoder_scalings`).
+    `reduce_range` keeps int8 weights to what every processor adds up exactly (`int8_columns`); without it the file is
+    for processors with VNNI alone, and says so.
     """
 
     dtype: EncoderDtype = "int8"
     calibrate_method: CalibrateMethod = "minmax"
     layout: EncoderLayout = "plain"
+    reduce_range: bool = True
+
+    @property
+    def processors(self) -> str | None:
+        """Those that int8 products are exact on, `any` or `vnni`; None for floats."""
+        return None if self.dtype in FLOATS else "any" if self.reduce_range else "vnni"
+
+    @property
+    def name(self) -> str:
+        """As the folder is called: the dtype, with `-vnni` where the file is for such processors alone."""
+        return f"{self.dtype}-vnni" if self.processors == "vnni" else self.dtype
 
     @property
     def graph(self) -> str:
@@ -108,6 +124,8 @@ def export_encoder(
         graph = source.build(products)
         with refused_writes(out):
             copy_files(folder, out, COPIED)
+            if settings.processors == "vnni":
+                add_to_config(out, {PROCESSORS: "vnni"})
             (out / settings.graph).parent.mkdir(parents=True, exist_ok=True)
         _write(graph, out, settings, _metadata(source, settings, provenance or {}))
         progress.update(1)
@@ -193,8 +211,9 @@ def _products(source: EncoderSource, settings: EncoderSettings, texts: Sequence[
         return Float(FLOATS[settings.dtype])
     if settings.dtype == "int8_static" and not texts:
         raise DataError("int8_static needs texts to calibrate on; give training texts, or export int8")
+    quantize = quantize_pairs if settings.reduce_range else quantize_columns
     if not texts:
-        return DynamicInt8()
+        return DynamicInt8(quantize=quantize)
     inputs: dict[str, str] = {}
     weights: dict[str, np.ndarray] = {}
 
@@ -208,10 +227,11 @@ def _products(source: EncoderSource, settings: EncoderSettings, texts: Sequence[
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     runs = Runs(session, inputs, _feeds(source, texts, {each.name for each in session.get_inputs()}))
-    scalings = find_scalings(runs, weights)
+    scalings = find_scalings(runs, weights, quantize)
     if settings.dtype == "int8":
-        return DynamicInt8(scalings)
-    return StaticInt8(scalings, ranges=find_ranges(replace(runs, scalings=scalings), settings.calibrate_method))
+        return DynamicInt8(scalings, quantize=quantize)
+    ranges = find_ranges(replace(runs, scalings=scalings), settings.calibrate_method)
+    return StaticInt8(scalings, quantize=quantize, ranges=ranges)
 
 
 def _feeds(source: EncoderSource, texts: Sequence[str], names: set[str]) -> list[dict[str, np.ndarray]]:
@@ -235,6 +255,8 @@ def _metadata(source: EncoderSource, settings: EncoderSettings, provenance: Mapp
     known: dict[str, str] = {"task": source.task, "dtype": settings.dtype, "n_ctx": str(source.n_ctx)}
     if settings.dtype == "int8_static":
         known["calibrate_method"] = settings.calibrate_method
+    if settings.processors:
+        known["int8_processors"] = settings.processors
     return {f"edgeft.{key}": str(value) for key, value in {**known, **provenance}.items()}
 
 

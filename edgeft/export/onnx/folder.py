@@ -68,8 +68,13 @@ def copy_files(folder: ModelFolder, out: Path, names: Iterable[str]) -> None:
 
 def say_external_data(out: Path, graph: str) -> None:
     """Tell transformers.js in config.json that the weights of `graph` lie beside it."""
+    add_to_config(out, {"transformers.js_config": {"use_external_data_format": {graph: 1}}})
+
+
+def add_to_config(out: Path, fields: dict[str, Any]) -> None:
+    """Other values in config.json of the folder `out`."""
     config = json.loads((out / "config.json").read_text("utf-8"))
-    _write_json(out / "config.json", {**config, "transformers.js_config": {"use_external_data_format": {graph: 1}}})
+    _write_json(out / "config.json", {**config, **fields})
 
 
 def _older_class(tokenizer_config: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_encoders_go_by_their_own_road(tmp_path: Path) -> None:
     assert (tmp_path / "out/fp32/model.onnx").is_file()
     refused = run(model, tmp_path / "other", "--method", "rtn")
     assert refused.exit_code == 2
-    assert "method: not for encoders, which have --dtype, --task and --layout" in refused.output
+    assert "method: not for encoders, which have --dtype, --task, --layout and --vnni-only" in refused.output
     [record] = records(model, tmp_path / "js", "--dtype", "int8", "--layout", "transformers.js")
     assert record["file"] == "int8/onnx/model_quantized.onnx"
     genai = run(model, tmp_path / "other", "--layout", "genai")
