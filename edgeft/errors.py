@@ -86,6 +86,10 @@ class ContextOverflow(RuntimeFault):
     """A prompt has more tokens than the context."""
 
 
+class Int8Warning(UserWarning):
+    """A file's int8 products are exact on other processors than this one, or only in a slower way."""
+
+
 class GateFailed(EdgeftError):
     """A budget is not met."""
 

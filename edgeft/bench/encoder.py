@@ -85,6 +85,8 @@ def bench_encoder(
                 facts = known.get("host", {}) | event.get("host", {})
                 known |= {**event, "host": facts}
     del known["event"]
+    for note in known["host"].get("notes", ()):
+        log.say(f"{path}: {note}")
     rates = known.pop("rates")
     measurement = Measurement(runs=runs, fresh_load_ms=fresh, n_gen=0, left_out=0, **known)
     evaluation = score_answers(chosen, answers, settings, time.perf_counter() - started)

@@ -207,6 +207,7 @@ def host_facts(backend: Backend, setup: Setup, model: Any, load_before: Any) -> 
         "n_threads": model.n_threads,
         "n_ctx": model.n_ctx,
         "load_average_before": load_before,
+        **({"notes": notes} if (notes := getattr(model, "notes", [])) else {}),
     }
 
 

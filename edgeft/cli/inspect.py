@@ -1,6 +1,7 @@
 """`edgeft inspect FILE`: what a model file says about itself."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -58,7 +59,8 @@ def _lines(facts: dict[str, Any], tensors: bool) -> list[str]:
     lines += _section("provenance", facts["provenance"])
     if "loaded" in facts:
         lines += _section("loaded", {key: value for key, value in facts["loaded"].items() if value is not None})
-    lines += ["", *(f"odd: {sentence}" for sentence in facts["odd"])] if facts["odd"] else []
+    odd = [line for each in facts["odd"] for line in wrap(f"odd: {each}", WIDTH, subsequent_indent="  ")]
+    lines += ["", *odd] if odd else []
     if tensors:
         rows = [
             (_short(tensor["name"], 44), tensor["type"], "x".join(map(str, tensor["shape"])), size(tensor["bytes"]))

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from edgeft.runtime.onnx_cache import NUMPY_TYPES, PAST, PRESENT
 from edgeft.runtime.onnx_file import check_onnx, find_file
-from edgeft.runtime.onnx_session import choose_providers, run_fault
+from edgeft.runtime.onnx_session import choose_providers, exact_sums, run_fault
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime_session_options_config_keys.h."""
@@ -26,7 +26,7 @@ class WatchedOnnx:
     def __init__(self, path: Path, *, n_threads: int | None = None, providers: Collection[str] = ()) -> None:
         """Raises what `check_onnx` and `choose_providers` raise."""
         self.path, _ = find_file(path)
-        check_onnx(self.path)
+        self._checked = check_onnx(self.path)
         self._providers = choose_providers(list(providers))
         self._n_threads = n_threads or 0
         self._model = onnx.load(self.path, load_external_data=False)
@@ -93,6 +93,7 @@ class WatchedOnnx:
             options.intra_op_num_threads = self._n_threads
             options.log_severity_level = 4
             options.add_session_config_entry(EXTERNAL_FOLDER, str(self.path.parent))
+            exact_sums(self._checked, options)
             try:
                 self._session = onnxruntime.InferenceSession(
                     watched.SerializeToString(), options, providers=self._providers

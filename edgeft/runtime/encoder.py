@@ -68,6 +68,7 @@ class EncoderModel(OnnxVocabulary):
         )
         self._session: Any = session
         self.providers: list[str] = session.get_providers()
+        self.notes: list[str] = checked.notes
         self.n_threads: int = session.get_session_options().intra_op_num_threads
         self._inputs = [each.name for each in session.get_inputs()]
         self._outputs = {each.name: len(each.shape) for each in session.get_outputs()}

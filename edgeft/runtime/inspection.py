@@ -14,7 +14,7 @@ from typing import Any
 from edgeft.errors import ModelError
 from edgeft.runtime.gguf_format import Header, Value
 from edgeft.runtime.header import check_gguf
-from edgeft.runtime.onnx_file import check_onnx, find_file, holds_onnx
+from edgeft.runtime.onnx_file import OnnxFile, check_onnx, find_file, holds_onnx
 
 Facts = dict[str, Any]
 
@@ -159,8 +159,21 @@ def _onnx_facts(path: Path) -> Facts:
         "tokenizer": _folder_tokenizer(folder),
         "chat_template": template,
         "provenance": graph.metadata,
-        "odd": [] if template else ["there is no chat template: it cannot answer messages"],
+        "odd": [
+            *_int8_oddities(graph),
+            *([] if template else ["there is no chat template: it cannot answer messages"]),
+        ],
     }
+
+
+def _int8_oddities(graph: OnnxFile) -> Iterable[str]:
+    """Sums that not every processor adds up; told where numpy is there to look at the weights."""
+    try:
+        from edgeft.runtime.int8_pairs import find_overflow
+    except ImportError:
+        return
+    if overflow := find_overflow(graph):
+        yield f"{overflow}: export it again, unless it is for those with VNNI or for ARM alone"
 
 
 def _template_of(folder: Path) -> str | None:

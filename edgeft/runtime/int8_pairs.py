@@ -10,12 +10,14 @@ operators.
 Shapes: K inputs (rows), N outputs (columns) of a matrix.
 """
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgeft.machine.instruction_sets import instruction_sets
 from edgeft.runtime.onnx_file import NodeInfo, OnnxFile, TensorInfo
 
 PAIR_LIMIT = 128
@@ -36,6 +38,9 @@ ALWAYS_SHORT = ("QLinearMatMul",)
 """For these onnxruntime takes no slower way."""
 CHUNK_CODES = 2**20
 """Codes looked at in one go."""
+WIDE_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Instruction sets that add int8 products in 32 bits."""
+X86 = ("x86_64", "amd64", "i686", "i386")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,20 @@ class Overflow:
     """All int8 products of the file."""
     avoidable: bool
     """Whether onnxruntime has a slower way for all of them."""
+
+    def __str__(self) -> str:
+        products = f"{len(self.weights)} of {self.n_products} int8 products"
+        return f"the sums of {products} need more than 16 bits, which processors without VNNI cut"
+
+
+def adds_in_16_bits(present: Collection[str] | None = None, machine: str | None = None) -> bool:
+    """Whether onnxruntime cuts int8 sums to 16 bits here: on an x86 processor that is not known to have VNNI.
+
+    `present` are its instruction sets, `machine` is what `platform.machine` says; None: of this one.
+    """
+    if (machine or platform.machine()).lower() not in X86:
+        return False
+    return not set(instruction_sets() if present is None else present).intersection(WIDE_SUMS)
 
 
 def find_overflow(file: OnnxFile) -> Overflow | None:

@@ -48,6 +48,7 @@ class OnnxModel(OnnxVocabulary, TextModel):
             self.path, n_threads=n_threads, providers=providers, arena=arena, spinning=spinning, huge_pages=huge_pages
         )
         self.providers: list[str] = session.get_providers()
+        self.notes: list[str] = checked.notes
         self.n_threads: int = session.get_session_options().intra_op_num_threads
         trained = self.genai.get("model", {}).get("context_length") or self.config.get("max_position_embeddings")
         self.n_ctx = min(n_ctx, trained or n_ctx)

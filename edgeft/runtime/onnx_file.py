@@ -91,6 +91,8 @@ class OnnxFile:
     """Of graphs inside nodes, and of functions."""
     tensors: list[TensorInfo] = field(default_factory=list)
     external: list[ExternalData] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of its numbers should know, once it is open."""
 
     @property
     def weight_bytes(self) -> int:

@@ -1,20 +1,24 @@
 """Opening an ONNX file in onnxruntime: which providers, how many threads."""
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from edgeft.errors import RuntimeFault, UsageError
+from edgeft.errors import Int8Warning, RuntimeFault, UsageError
 from edgeft.machine.cores import usable_cores
 from edgeft.runtime.huge_pages import on_huge_pages
+from edgeft.runtime.int8_pairs import adds_in_16_bits, find_overflow
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx
 
 CPU = "CPUExecutionProvider"
 DEVICES = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 """Where a provider wants keys and values to stay; all others take them from ordinary memory."""
+WIDE_SUMS = "session.x64quantprecision"
+"""onnxruntime_session_options_config_keys.h: int8 weights as uint8, whose products are added in 32 bits."""
 BYTES_PER_THREAD = 20_000_000
 """Smallest share of the weights worth a thread of its own: threads wait for each other after every operator."""
 
@@ -65,7 +69,8 @@ def open_session(
 
     `arena` keeps freed memory for the next run; without it each run gives it back. `spinning` lets the threads
     wait for work by spinning, which is faster on free cores and slower on busy ones. `huge_pages` moves the weights
-    to such where Linux has them. Raises ModelError for a file that must not be loaded, RuntimeFault when onnxruntime
+    to such where Linux has them. A file whose int8 sums this processor would cut runs in a slower way, with a warning
+    (`exact_sums`). Raises ModelError for a file that must not be loaded, RuntimeFault when onnxruntime
     refuses it, and what `choose_providers` and `check_running` raise.
     """
     chosen = choose_providers(providers)
@@ -78,6 +83,7 @@ def open_session(
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 4
+    exact_sums(checked, options)
     try:
         with on_huge_pages() if huge_pages and chosen[0] == CPU else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
@@ -86,6 +92,25 @@ def open_session(
     check_running(providers, session.get_providers())
     session.disable_fallback()  # a run that fails is not tried again on another provider behind our back
     return session, checked
+
+
+def exact_sums(file: OnnxFile, options: Any) -> None:
+    """Have int8 products of `file` added exactly on a processor that would cut them (`int8_pairs`), and warn of it.
+
+    Raises RuntimeFault where onnxruntime has no such way for one of them.
+    """
+    overflow = find_overflow(file) if adds_in_16_bits() else None
+    if overflow is None:
+        return
+    if not overflow.avoidable:
+        raise RuntimeFault(
+            f"{file.path}: {overflow}, as this one does, and onnxruntime has no other way for QLinearMatMul: the "
+            "numbers would be wrong; export it again, or quantize it with reduce_range or in the QDQ format"
+        )
+    options.add_session_config_entry(WIDE_SUMS, "1")
+    note = f"{overflow}, as this one does; it runs in a slower, exact way here, and is wrong in other programs"
+    file.notes.append(note)
+    warnings.warn(f"{file.path}: {note}; export it again (edgeft export)", Int8Warning, stacklevel=4)
 
 
 def run_fault(path: Path, error: Exception) -> RuntimeFault:
