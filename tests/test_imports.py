@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "quiet": (set(), {"torch"}),
     "console": (set(), {"rich"}),
     "machine": (set(), set()),
+    "children": ({"errors"}, set()),
     "artifact": ({"errors"}, set()),
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
@@ -46,14 +47,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
-    "data": ({"artifact", "console", "errors", "extras", "recipe", "sections"}, DATA),
+    "data": ({"artifact", "children", "console", "errors", "extras", "recipe", "sections"}, DATA),
     "training": ({"artifact", "console", "data", "errors", "recipe", "sections", "training_memory"}, TORCH),
     "quant": (
         {"artifact", "console", "data", "errors", "runtime", "training"},
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
     ),
     "export": (
-        {"artifact", "console", "errors", "quant", "runtime"},
+        {"artifact", "children", "console", "errors", "quant", "runtime"},
         {"numpy", "gguf", "llama_cpp", "onnx", "onnxruntime", "tokenizers"},
     ),
     "parity": (
@@ -67,10 +68,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         TORCH | {"sklearn"},
     ),
     "runtime": (
-        {"artifact", "errors"},
+        {"artifact", "children", "errors"},
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
-    "bench": ({"artifact", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
+    "bench": ({"artifact", "children", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
     "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeft.bench import host
-from edgeft.bench.child import Child
 from edgeft.bench.examples import Example
 from edgeft.bench.statistics import RatioInterval, quantile, ratio_interval
+from edgeft.children import Child
 from edgeft.errors import EdgeftError, UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _run_pair(
     with contextlib.ExitStack() as stack:
         children = {}
         for name, side in generator.sample(sides, 2):
-            children[name] = stack.enter_context(Child(side.command, side.name, silence_s))
+            children[name] = stack.enter_context(Child(side.command, f"{side.name}: the runtime", silence_s))
             children[name].send({**order, "path": side.path})
         ready = {name: children[name].answer() for name, _ in sides}
         bursts: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeft.bench import noise
 from edgeft.bench.backends import Setup
-from edgeft.bench.child import Child
 from edgeft.bench.examples import Example
 from edgeft.bench.statistics import quantile, summary
+from edgeft.children import Child
 from edgeft.errors import RunCutShort, RuntimeFault, UsageError
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def converse(
 
     Raises RuntimeFault when it dies or hangs before, and what it reports as an error.
     """
-    with Child(command, str(path), silence_s) as child:
+    with Child(command, f"{path}: the runtime", silence_s) as child:
         child.send(order)
         while True:
             event = child.answer()

@@ -6,7 +6,6 @@ A child, because the libraries that measure are loaded with the environment they
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import write_atomic
 from edgeft.bench.host import describe_host
+from edgeft.children import ask_once
 from edgeft.errors import ArtifactError, RuntimeFault
 
 if TYPE_CHECKING:
@@ -66,13 +66,11 @@ def cache_folder() -> Path:
 
 
 def _measure(probe: Probe) -> dict[str, Any]:
-    environment = os.environ | ONE_BLAS_THREAD
-    done = subprocess.run(probe.command, capture_output=True, env=environment, timeout=TIMEOUT_S, check=False)
-    if done.returncode:
-        last = " ".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
-        raise RuntimeFault(f"this machine's {probe.what} cannot be measured ({last}); {probe.otherwise}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    what, wanted = f"measuring this machine's {probe.what}", probe.fields | {"noisy"}
+    try:
+        return ask_once(probe.command, what, TIMEOUT_S, fields=wanted, environment=ONE_BLAS_THREAD)
+    except RuntimeFault as error:
+        raise RuntimeFault(f"{error}\n{probe.otherwise}") from None
 
 
 def _fingerprint() -> str:

@@ -56,7 +56,7 @@ def machine(n_threads: int, log: "Log", folder: Path | None = None) -> Machine:
         (*KERNELS, str(n_threads)),
         {"read_bytes_per_s", "multiply_adds_per_s"},
         f"memory and multiply-adds with {n_threads} thread(s)",
-        "leave it out: --no-roofline",
+        "leave it out with --no-roofline",
     )
     return Machine(n_threads, **measured_once(probe, str(n_threads), log, folder))
 

@@ -1,16 +1,18 @@
 """What `edgeft compare A B` compares: a model file, the file a run ships, or either in a git revision."""
 
 import io
-import subprocess
+import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
 from edgeft.artifact import refused_writes
 from edgeft.bench.compare import Side
 from edgeft.bench.gate import read_json
+from edgeft.children import run_to_end
 from edgeft.errors import ModelError, UsageError
 
 MODEL_SUFFIXES = (".gguf", ".onnx")
+GIT_SILENCE_S = 600.0  # a filter of Git LFS may fetch a large file
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -60,10 +62,10 @@ def _checked_out(text: str, scratch: Path) -> Path:
 
 
 def _git(*words: str, what: str) -> bytes:
-    try:
-        return subprocess.run(("git", *words), capture_output=True, check=True).stdout
-    except FileNotFoundError:
-        raise UsageError(f"{what}: git is not installed, so no revision can be read") from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip()
-        raise UsageError(f"{what}: no such file, and git does not know it as REVISION:path ({said})") from None
+    if shutil.which("git") is None:
+        raise UsageError(f"{what}: git is not installed, so no revision can be read")
+    done = run_to_end(("git", *words), f"{what}: git", silence_s=GIT_SILENCE_S)
+    if done.code:
+        said = " ".join(done.last_lines())
+        raise UsageError(f"{what}: no such file, and git does not know it as REVISION:path ({said})")
+    return done.stdout

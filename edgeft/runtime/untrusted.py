@@ -8,16 +8,14 @@ module is that child: an order (JSON) on stdin, one JSON object on stdout.
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeft import errors
+from edgeft.children import ask_once
 from edgeft.errors import EdgeftError, RuntimeFault
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.loading import load
@@ -56,31 +54,15 @@ def probe(path: Path, *, timeout_s: float = TIMEOUT_S, command: Sequence[str] = 
     """
     n_bytes = check_onnx(find_file(path)[0]).weight_bytes if holds_onnx(path) else check_gguf(path).n_bytes
     order = {"path": str(path), "memory_bytes": 3 * n_bytes + MEMORY_BASE_BYTES}
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # on an abort ggml would start a debugger
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(order).encode(), capture_output=True, timeout=timeout_s, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeFault(
-            f"{path}: the runtime did not load and run it within {timeout_s:g} s; it hangs, or give it more time"
-        ) from None
-    if done.returncode != 0:
-        raise RuntimeFault(f"{path}: {death(done.returncode)} by this file{_last_words(done.stderr)}")
-    result = json.loads(done.stdout)
-    if "error" in result:
-        raise getattr(errors, result["error"], RuntimeFault)(result["message"])
+    result = ask_once(
+        command,
+        f"{path}: the runtime, which tried this file,",
+        timeout_s,
+        order=order,
+        fields={field.name for field in fields(Probe)},
+        environment={"GGML_NO_BACKTRACE": "1"},  # on an abort ggml would start a debugger
+    )
     return Probe(**result)
-
-
-def death(code: int) -> str:
-    """How a process ended, from its return code: `the runtime was killed (SIGABRT)`."""
-    if code >= 0:
-        return f"the runtime's process was ended (exit code {code})"
-    try:
-        return f"the runtime was killed ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"the runtime was killed (signal {-code})"
 
 
 def main() -> int:
@@ -168,11 +150,6 @@ def _limit(memory_bytes: int) -> None:
         hard = resource.getrlimit(what)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(what, (limit, hard))
-
-
-def _last_words(stderr: bytes) -> str:
-    lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return "".join(f"\n  {line}" for line in lines[-3:])
 
 
 if __name__ == "__main__":

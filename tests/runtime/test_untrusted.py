@@ -7,7 +7,7 @@ import pytest
 
 from edgeft.errors import EdgeftError, ModelError, RuntimeFault
 from edgeft.runtime.gguf_format import read_header
-from edgeft.runtime.untrusted import N_GENERATED, death, probe
+from edgeft.runtime.untrusted import N_GENERATED, probe
 from tests.mutated_gguf import chosen
 from tests.onnx_graphs import write_decoder
 
@@ -19,7 +19,7 @@ def child(code: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("os.kill(os.getpid(), signal.SIGABRT)", r"the runtime was killed \(SIGABRT\) by this file"),
+        ("os.kill(os.getpid(), signal.SIGABRT)", r"the runtime, which tried this file, was killed by SIGABRT"),
         ("print('GGML_ASSERT failed', file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV.*\n.*ASSERT"),
         ("sys.exit(7)", "exit code 7"),
         ("""print('{"error": "ModelError", "message": "no"}')""", "no"),
@@ -31,12 +31,8 @@ def test_how_a_child_ends_is_told(model_file: Path, code: str, said: str) -> Non
 
 
 def test_a_child_that_hangs_is_ended(model_file: Path) -> None:
-    with pytest.raises(RuntimeFault, match=r"within 0\.5 s; it hangs"):
+    with pytest.raises(RuntimeFault, match=r"did not end within 0\.5 s; it hangs"):
         probe(model_file, command=child("time.sleep(60)"), timeout_s=0.5)
-
-
-def test_unknown_signals_have_numbers() -> None:
-    assert death(-100) == "the runtime was killed (signal 100)"
 
 
 def test_a_sound_file_runs(model_file: Path) -> None:

@@ -1,15 +1,17 @@
 """Export by Hugging Face's optimum-onnx, which excludes transformers 5 and so lives in an environment of its own."""
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import list_files
+from edgeft.children import how_it_ended, run_to_end
 from edgeft.console import Log
 from edgeft.errors import MissingExtra, RuntimeFault
 
 PROGRAM = "optimum-cli"
+SILENCE_S = 1800.0
+"""Tracing a large model says nothing for minutes; a program that says nothing for so long hangs."""
 
 
 def export_with_optimum(model_dir: Path, out: Path, *, task: str | None, log: Log) -> list[dict[str, Any]]:
@@ -25,11 +27,11 @@ def export_with_optimum(model_dir: Path, out: Path, *, task: str | None, log: Lo
         )
     command = [program, "export", "onnx", "--model", str(model_dir), "--task", task or "auto", str(out)]
     log.say(" ".join(command))
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_to_end(command, PROGRAM, silence_s=SILENCE_S)
     graphs = sorted(out.rglob("*.onnx"))
-    if done.returncode or not graphs:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeFault(f"{PROGRAM} failed ({done.returncode}): {words[-1] if words else 'it said nothing'}")
+    if done.code or not graphs:
+        said = "\n".join(f"  {line}" for line in done.last_lines()) or "  it said nothing"
+        raise RuntimeFault(f"{PROGRAM} {how_it_ended(done.code)} and made {len(graphs)} graphs; it said\n{said}")
     n_bytes = {graph: _bytes(graph) for graph in graphs}
     return [
         {"file": graph.relative_to(out).as_posix(), "format": "onnx", "dtype": "fp32", "bytes": n_bytes[graph]}

@@ -76,7 +76,7 @@ def test_optimum_is_driven_where_it_is(folder: Path, tmp_path: Path, monkeypatch
     assert record == {"file": "model.onnx", "format": "onnx", "dtype": "fp32", "bytes": 2}
     program.write_text("#!/bin/sh\necho 'no such command' >&2\nexit 2\n")
     failed = run(folder, tmp_path / "other", "--exporter", "optimum")
-    assert "optimum-cli failed (2): no such command" in str(failed.exception)
+    assert "optimum-cli ended with exit code 2 and made 0 graphs; it said\n  no such command" in str(failed.exception)
 
 
 def test_encoders_go_by_their_own_road(tmp_path: Path) -> None:
