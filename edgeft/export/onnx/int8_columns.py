@@ -26,10 +26,10 @@ Quantizer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Weights float32 (K, N) -> codes int8 (K, N) and scales float32 (N,): value = code * scale."""
 
 
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each value to the nearest code of its column. See `Quantizer`."""
-    scales = _scales(weight, LARGEST)
-    return np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8), scales
+def quantize_columns(weight: np.ndarray, reach: int = LARGEST) -> tuple[np.ndarray, np.ndarray]:
+    """Each value to the nearest code of its column, the largest to `reach`. See `Quantizer`."""
+    scales = _scales(weight, reach)
+    return np.clip(np.rint(weight / scales), -reach, reach).astype(np.int8), scales
 
 
 def quantize_pairs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
