@@ -47,6 +47,14 @@ def test_honest_folders_have_no_fault(dtype: str, root: Path) -> None:
     assert found(root / "model", root / dtype) is None
 
 
+@pytest.mark.filterwarnings("ignore::edgeft.errors.Int8Warning")
+@pytest.mark.parametrize("dtype", ["int8", "int8_static"])
+def test_honest_folders_for_vnni_alone_have_no_fault_here(dtype: Any, root: Path, tmp_path: Path) -> None:
+    settings = EncoderSettings(dtype, reduce_range=False)
+    export_encoder(root / "model", tmp_path / "out", settings=settings, texts=TEXTS, log=silent_log())
+    assert found(root / "model", tmp_path / "out") is None
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_honest_folders_of_every_kind_have_no_fault(kind: str, task: str, tmp_path: Path) -> None:

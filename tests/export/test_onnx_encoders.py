@@ -20,6 +20,8 @@ from edgeft.errors import DataError, ModelError
 from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
 from edgeft.export.onnx.int8_columns import quantize_columns
 from edgeft.runtime.encoder import EncoderModel
+from edgeft.runtime.int8_pairs import find_overflow
+from edgeft.runtime.onnx_file import check_onnx
 from tests.tiny_encoder import KINDS, WORDS, word_tokenizer
 
 TASKS = {
@@ -183,6 +185,17 @@ def test_smaller_types_stay_near_torch(kind: str, dtype: Any, limit: float, tmp_
     assert np.abs(ours - theirs).max() < limit * np.abs(theirs).max()
     assert record["dtype"] == dtype
     assert ours.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int8_static"])
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_only_weights_in_8_bits_throughout_need_more_than_16(dtype: Any, reduce_range: bool, tmp_path: Path) -> None:
+    make_model(tmp_path / "model", "bert", "text-classification", {})
+    settings = EncoderSettings(dtype, reduce_range=reduce_range)
+    export_encoder(tmp_path / "model", tmp_path / "out", settings=settings, texts=TEXTS, log=silent_log())
+    checked = check_onnx(tmp_path / "out" / "model.onnx")
+    assert (find_overflow(checked) is None) is reduce_range
+    assert checked.metadata["edgeft.int8_processors"] == ("any" if reduce_range else "vnni")
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from edgeft.cli import edgeft
 from edgeft.errors import MissingExtra
+from edgeft.runtime.onnx_file import check_onnx
 from tests.tiny_models import make_model
 
 
@@ -87,6 +88,13 @@ def test_encoders_go_by_their_own_road(tmp_path: Path) -> None:
     refused = run(model, tmp_path / "other", "--method", "rtn")
     assert refused.exit_code == 2
     assert "method: not for encoders, which have --dtype, --task, --layout and --vnni-only" in refused.output
+    [record] = records(model, tmp_path / "wide", "--dtype", "int8", "--vnni-only")
+    assert record["file"] == "int8-vnni/model.onnx"
+    assert check_onnx(tmp_path / "wide/int8-vnni/model.onnx").metadata["edgeft.int8_processors"] == "vnni"
+    assert json.loads((tmp_path / "wide/int8-vnni/config.json").read_text())["edgeft_int8_processors"] == "vnni"
+    floats = run(model, tmp_path / "other", "--dtype", "fp32", "--vnni-only")
+    assert floats.exit_code == 2
+    assert "--vnni-only is about int8 weights; fp32 has none" in floats.output
     [record] = records(model, tmp_path / "js", "--dtype", "int8", "--layout", "transformers.js")
     assert record["file"] == "int8/onnx/model_quantized.onnx"
     genai = run(model, tmp_path / "other", "--layout", "genai")
