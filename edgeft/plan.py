@@ -51,7 +51,7 @@ PATHS = (
 TORCH = ("torch", "transformers")
 DATA = Step(
     "data", (), ("model", "data", "train.objective", "train.stages", "seed"), ("base", "data"),
-    packages=("transformers", "tokenizers"), version=2,
+    packages=("transformers", "tokenizers"), version=3,
 )  # fmt: skip
 TRAIN = Step(
     "train", ("data",), ("model", "train", "seed"), ("base",),

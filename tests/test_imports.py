@@ -47,8 +47,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
-    "data": ({"artifact", "children", "console", "errors", "extras", "recipe", "sections"}, DATA),
-    "training": ({"artifact", "console", "data", "errors", "recipe", "sections", "training_memory"}, TORCH),
+    "conversation": (set(), set()),
+    "data": ({"artifact", "children", "console", "conversation", "errors", "extras", "recipe", "sections"}, DATA),
+    "training": (
+        {"artifact", "console", "conversation", "data", "errors", "recipe", "sections", "training_memory"}, TORCH,
+    ),
     "quant": (
         {"artifact", "console", "data", "errors", "runtime", "training"},
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
@@ -58,25 +61,29 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "gguf", "llama_cpp", "onnx", "onnxruntime", "tokenizers"},
     ),
     "parity": (
-        {"artifact", "console", "errors", "export", "quant", "runtime", "training"}, TORCH | {"onnx", "onnxruntime"},
+        {"artifact", "console", "conversation", "errors", "export", "quant", "runtime", "training"},
+        TORCH | {"onnx", "onnxruntime"},
     ),
     "stages": (
         {
-            "artifact", "bench", "console", "data", "errors", "export", "parity", "quant", "recipe", "report",
-            "sections", "training", "training_memory",
+            "artifact", "bench", "console", "conversation", "data", "errors", "export", "parity", "quant", "recipe",
+            "report", "sections", "training", "training_memory",
         },
         TORCH | {"sklearn"},
     ),
     "runtime": (
-        {"artifact", "children", "errors"},
+        {"artifact", "children", "conversation", "errors"},
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
-    "bench": ({"artifact", "children", "console", "errors", "extras", "runtime"}, {"numpy", "pynvml", "jsonschema_rs"}),
+    "bench": (
+        {"artifact", "children", "console", "conversation", "errors", "extras", "runtime"},
+        {"numpy", "pynvml", "jsonschema_rs"},
+    ),
     "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
-        {"artifact", "console", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan", "recipe",
-         "recipe_reader", "report", "runtime", "store"},
+        {"artifact", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan",
+         "recipe", "recipe_reader", "report", "runtime", "store"},
         {"cryptography"},
     ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),

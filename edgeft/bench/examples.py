@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.bench.tool_calls import calls_text
+from edgeft.conversation.canonical import canonical_row
 from edgeft.errors import DataError
 
 
@@ -43,7 +44,7 @@ def read_examples(path: Path) -> list[Example]:
 
     A line is `{"messages": [..., {"role": "assistant", "content": TEXT}], "tools": [...] or absent}`; the last message
     may have `tool_calls` in place of a text. Raises DataError, with the line number, for a line that is not such an
-    object, and for a file without examples.
+    object, and for a file without examples. Older forms of tool data are read as in training.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -67,8 +68,11 @@ def take(examples: Sequence[Example], limit: int | None, seed: int) -> list[Exam
 def _example(line: str, where: str) -> Example:
     try:
         content = json.loads(line)
+        content = canonical_row(content) if isinstance(content, dict) else content
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be read") from None
     messages = content.get("messages") if isinstance(content, dict) else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
         raise DataError(f'{where}: needs "messages", a list of objects with "role" and "content"')
@@ -79,6 +83,8 @@ def _example(line: str, where: str) -> Example:
     if len(messages) < 2:
         raise DataError(f"{where}: nothing comes before the assistant's answer")
     tools = content.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"{where}: tools is neither a list nor the JSON text of one")
     fields = {name: value for name, value in content.items() if name not in ("messages", "tools")}
     reply = last if last.get("tool_calls") else None
     return Example(tuple(messages[:-1]), answer, tuple(tools) if tools else None, fields, reply)

@@ -7,6 +7,7 @@ and written; for any other the line is left out, and Ollama chooses by the templ
 from collections.abc import Mapping
 from typing import Any
 
+from edgeft.data.chatml import PLAIN_CHATML
 from edgeft.data.tokenizing import TEMPLATES
 from edgeft.errors import UsageError
 from edgeft.runtime.gguf_format import Header
@@ -21,7 +22,8 @@ GO_TEMPLATES = {
     ),
 }
 """By the name in `data.tokenizing.TEMPLATES`. `.Messages` has the system message among them. ⟨eos⟩ stands for the text
-of the end token, ⟨bos⟩ for that of the first, or nothing where llama.cpp puts it before every text by itself."""
+of the end token, ⟨bos⟩ for that of the first, or nothing where llama.cpp puts it before every text by itself. None
+offers tools: Go writes their JSON otherwise than the model has read it, and Ollama then refuses tools by itself."""
 PARAMETERS = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "n_ctx": "num_ctx",
     "max_new_tokens": "num_predict",
@@ -61,7 +63,7 @@ def modelfile(file: str, header: Header, generation: Mapping[str, Any], licences
 
 def go_template(header: Header) -> str | None:
     """The Go form of the file's chat template; None where it is not known."""
-    known = {_one_spelling(jinja): name for name, jinja in TEMPLATES.items()}
+    known = {_one_spelling(jinja): name for name, jinja in [*TEMPLATES.items(), ("chatml", PLAIN_CHATML)]}
     name = known.get(_one_spelling(str(header.get("tokenizer.chat_template", ""))))
     if name is None:
         return None

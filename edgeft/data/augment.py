@@ -64,7 +64,7 @@ def _answer_values(example: Example) -> Iterator[tuple[str, str]]:
     """(path, text) of every string in the answer with a letter in it, if the answer is a JSON object."""
     try:
         answer = json.loads(example.answer)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return
     if isinstance(answer, dict):
         yield from _strings("", answer)

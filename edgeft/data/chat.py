@@ -1,29 +1,34 @@
 """Chat JSONL: reading it, line by line, and refusing what cannot be learned from.
 
 Format: one JSON object a line with `messages`, a list of {"role", "content"}; the last message is the
-assistant's answer. Other fields of the object are kept. This is the file hosted chat fine-tuning takes.
+assistant's answer. Other fields of the object are kept. This is the file hosted chat fine-tuning takes. Older and
+packed forms of tool data (`function_call`, `tools` as text, …) become the one form of `edgeft.conversation.canonical`.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeft.conversation.canonical import canonical_row, is_older, undecodable
+from edgeft.data.surrogates import unusable_place
 from edgeft.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHOWN_PROBLEMS = 20
+IMPORT = "`edgeft data import {path} -o OUT` writes what it can read of it as chat JSONL"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation and where it stands; `extra` are the line's other fields."""
+    """One conversation and where it stands; `extra` are the line's other fields, `older` the form its tools had."""
 
     messages: list[dict[str, Any]]
     path: Path
     line: int
     extra: dict[str, Any]
+    older: str = field(default="", compare=False)
 
     @property
     def answer(self) -> str:
@@ -101,7 +106,7 @@ def parse_question(text: str, path: Path, number: int) -> Example:
     example = _parse_messages(text, path, number)
     if not example.question or example.question[-1]["role"] not in ("user", "tool"):
         raise DataError(f"{path}:{number}: no user's message that the teacher could answer")
-    return Example(example.question, path, number, example.extra)
+    return Example(example.question, path, number, example.extra, example.older)
 
 
 def _parse_messages(text: str, path: Path, number: int) -> Example:
@@ -109,24 +114,32 @@ def _parse_messages(text: str, path: Path, number: int) -> Example:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        array = f": a file of one JSON array? {IMPORT.format(path=path)}" if text.strip() in ("[", "[{") else ""
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}{array}") from error
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be read") from None
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise DataError(f'{where}: not an object with a "messages" list')
+        raise DataError(f'{where}: not an object with a "messages" list; {IMPORT.format(path=path)}')
+    if what := unusable_place(row):
+        raise DataError(f"{where}: {what}")
+    older, row = is_older(row), canonical_row(row)
     messages = row.pop("messages")
     if not messages:
         raise DataError(f"{where}: messages is empty")
     for at, message in enumerate(messages):
-        _check_message(message, f"{where}: messages[{at}]")
-    return Example(messages, path, number, row)
+        _check_message(message, f"{where}: messages[{at}]", path)
+    if problem := next(undecodable(messages, row.get("tools")), ""):
+        raise DataError(f"{where}: {problem}")
+    return Example(messages, path, number, row, older)
 
 
-def _check_message(message: Any, where: str) -> None:
+def _check_message(message: Any, where: str, path: Path) -> None:
     if not isinstance(message, dict):
         raise DataError(f"{where} is not an object")
     if message.get("role") not in ROLES:
         raise DataError(f"{where}.role is {message.get('role')!r}; known roles: {', '.join(ROLES)}")
-    if message.get("content") is None and message.get("tool_calls"):
-        message["content"] = ""  # a call needs no words; templates want a text
+    if isinstance(message.get("content"), list):
+        raise DataError(f"{where}.content is a list of parts, not a string; {IMPORT.format(path=path)}")
     if not isinstance(message.get("content"), str):
         raise DataError(f"{where}.content is not a string")
     weight = message.get("weight", 1)

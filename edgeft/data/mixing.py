@@ -39,6 +39,7 @@ def mix(section: Data, find: Find, seed: int, log: Log) -> Mixed:
     train = [read_source(source, find) for source in sources]
     test = read_source(Source(path=section.test), find)
     counts: dict[str, int] = {}
+    _tell_older([*(example for part in train for example in part), *test], log)
     if isinstance(section.validation, str):
         validation = read_source(Source(path=section.validation), find)
     else:
@@ -57,6 +58,16 @@ def mix(section: Data, find: Find, seed: int, log: Log) -> Mixed:
         mixed += general
         log.say(f"data: {len(general)} of {len(mixed)} training examples are replay")
     return Mixed({"train": mixed, "validation": validation, "test": test}, counts)
+
+
+def _tell_older(examples: list[Example], log: Log) -> None:
+    """Say once that tool data was read from an older form."""
+    older = [example for example in examples if example.older]
+    if older:
+        log.say(
+            f"data: the tool data of {len(older)} examples is in an older or packed form ({older[0].path}:"
+            f"{older[0].line}: {older[0].older}); it is read as tool_calls, tools and role tool"
+        )
 
 
 def read_source(source: Source, find: Find) -> list[Example]:

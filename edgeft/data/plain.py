@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgeft.data.surrogates import half_character
 from edgeft.errors import DataError
 
 
@@ -51,6 +52,10 @@ def _text(line: str, where: str) -> str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be read") from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: not an object with a "text"')
+    if half := half_character(row["text"]):
+        raise DataError(f"{where}: text holds {half}; it was cut inside a character: get it again")
     return str(row["text"]).strip()

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeft.conversation.canonical import canonical_row, undecodable
 from edgeft.data.chat import SHOWN_PROBLEMS
 from edgeft.data.formats import Example
 from edgeft.data.formats.common import prompt_length
 from edgeft.data.reading import read_examples
 from edgeft.data.rendering import ChatTokenizer, encode_chat, encode_prompt
+from edgeft.data.surrogates import unusable_place
 from edgeft.errors import DataError, EdgeftError, ModelError
 
 Messages = list[dict[str, Any]]
@@ -157,6 +159,11 @@ def encode_pairs(
 
 def _pair(example: Example, path: Path, line: int) -> Pair:
     where = f"{path}:{line}"
+    if what := unusable_place(example):
+        raise DataError(f"{where}: {what}")
+    example = canonical_row(example)
+    if problem := next(undecodable(example["messages"], example.get("tools")), ""):
+        raise DataError(f"{where}: {problem}")
     rejected = example.get("rejected")
     if not rejected:
         raise DataError(f"{where}: no rejected answer beside the preferred one")

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeft.data.formats import Example
 from edgeft.data.rendering import ChatTokenizer, encode_chat
-from edgeft.errors import DataError, EdgeftError
+from edgeft.errors import EdgeftError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ def preview(tokenizer: ChatTokenizer, example: Example, path: Path, line: int) -
         ids, mask = encode_chat(tokenizer, example["messages"], example.get("tools"))
     except EdgeftError as error:
         raise type(error)(f"{path}:{line}: {error}") from error
-    except Exception as error:  # a template is a program of somebody else's
-        raise DataError(f"{path}:{line}: the chat template does not render it: {error}") from error
     pieces = []
     for learned, run in groupby(zip(ids, mask, strict=True), key=lambda pair: pair[1]):
         pieces.append((str(tokenizer.decode([token for token, _ in run])), learned))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeft.data.chatml import CHATML
 from edgeft.errors import ModelError
 
 if TYPE_CHECKING:
@@ -11,12 +12,7 @@ if TYPE_CHECKING:
     from edgeft.recipe import Recipe
 
 TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    ),
+    "chatml": CHATML,
     "plain": (
         "{{ bos_token }}"
         "{% for message in messages %}"

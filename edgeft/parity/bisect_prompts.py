@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from edgeft.conversation.renderer import renderer_of
 from edgeft.parity.bisect_metadata import first_difference
 from edgeft.parity.finding import Finding
 from edgeft.parity.forms import Prompt
@@ -37,9 +38,7 @@ def prompt_findings(
         special = not tokenizer.chat_template
         here = there = prompt.text
         if not special:
-            tools = list(prompt.tools) if prompt.tools else None
-            messages: Any = list(prompt.messages)
-            there = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+            there = renderer_of(tokenizer).render(prompt.messages, prompt.tools, add_generation_prompt=True)
             here = vocabulary.render(prompt.messages, tools=prompt.tools)
         if here != there:
             message = f"{prompt.text!r} renders to {here!r} in {runtime}, to {there!r} in transformers"

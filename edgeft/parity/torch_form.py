@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from edgeft.conversation.renderer import renderer_of
 from edgeft.errors import ModelError
 from edgeft.parity.forms import Form, FormSource, Prompt, Traits
 from edgeft.training.generation import find_stop_ids, generate_greedily
@@ -56,12 +57,8 @@ class TorchForm:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """See `Form`."""
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            list(prompt.messages),
-            tools=list(prompt.tools) if prompt.tools else None,
-            add_generation_prompt=True,
-            return_dict=False,
-        )
+        text = renderer_of(self.tokenizer).render(prompt.messages, prompt.tools, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def answers(self, prompts: Sequence[Sequence[int]], n_gen: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.data.chat import read_chat
-from edgeft.errors import DataError
+from edgeft.errors import DataError, EdgeftError
 
 Encode = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[int]]
 """A conversation and its tools, with the answer, as token ids."""
@@ -84,7 +84,10 @@ def _conversations(path: Path, encode: Encode, chunk_size: int, max_tokens: int,
     taken: list[tuple[int, ...]] = []
     n_tokens = 0
     for row in rows:
-        ids = encode(row.messages, row.extra.get("tools"))[:chunk_size]
+        try:
+            ids = encode(row.messages, row.extra.get("tools"))[:chunk_size]
+        except EdgeftError as error:
+            raise type(error)(f"{row.path}:{row.line}: {error}") from error
         if taken and n_tokens + len(ids) > max_tokens:
             break
         taken.append(tuple(ids))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from edgeft.console import Log
-from edgeft.data.rendering import encode_chat
+from edgeft.data.rendering import chat_ids
 from edgeft.quant.calibration import Calibration, read_calibration
 from edgeft.quant.imatrix import Collector, Imatrix
 from edgeft.quant.linear_inputs import TensorMap, linear_inputs
@@ -57,7 +57,7 @@ def folder_calibration(
     return read_calibration(
         examples=examples,
         text=text,
-        encode=lambda messages, tools: encode_chat(tokenizer, messages, tools)[0],
+        encode=lambda messages, tools: chat_ids(tokenizer, messages, tools),
         tokenize=lambda words: list(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]),
         bos=tokenizer.bos_token_id if tokenizer.bos_token_id in around[:1] else None,
         max_tokens=max_tokens,

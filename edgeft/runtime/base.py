@@ -316,6 +316,10 @@ class TextModel(AsyncCalls, ABC):
         """See `Model.render`."""
 
     @abstractmethod
+    def check_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """Raises ModelError when the template would leave out a part of `messages` or `tools`."""
+
+    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """See `Model.tokenize`; from any thread."""
 

@@ -113,6 +113,7 @@ def open_answer(
         return model.tokenize(model.render(chat, tools=tools))
 
     messages = with_system(messages, model.defaults.system)
+    model.check_chat(messages, tools)
     messages, prompt = fitted(messages, prompt_of, n_ctx=model.n_ctx, n_new=n_new, overflow=overflow)
     run = Run(
         prompt,

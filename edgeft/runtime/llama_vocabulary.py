@@ -104,12 +104,19 @@ class LlamaVocabulary:
         add_generation_prompt: bool = True,
     ) -> str:
         """See `Model.render`."""
+        return self._chat_template().render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def check_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """See `TextModel.check_chat`."""
+        self._chat_template().check(messages, tools)
+
+    def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             source = self.metadata.get(TEMPLATE_KEY)
             if not source:
                 raise ModelError(f"{self.path}: the file has no chat template; it cannot answer messages")
             self._template = ChatTemplate(source, self._template_variables())
-        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self._template
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See `Model.tokenize`. With `add_special` the BOS and EOS the file asks for are added.

@@ -195,7 +195,8 @@ class Model(Protocol):
         says what happens when prompt and `max_new_tokens` do not fit the context: `error` lets the answer be cut,
         or raises ContextOverflow where not even the prompt fits; `truncate_left` leaves out the oldest turns,
         `truncate_middle` those behind the first, until all fits, never the system message or the last turn. Raises
-        UsageError for options that make no sense, MissingExtra where a constraint needs a package.
+        UsageError for options that make no sense, MissingExtra where a constraint needs a package, ModelError where the
+        template would leave out a part of the messages or tools.
         """
         ...
 

@@ -54,6 +54,13 @@ class OnnxVocabulary:
         add_generation_prompt: bool = True,
     ) -> str:
         """See `Model.render`."""
+        return self._chat_template().render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def check_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """See `TextModel.check_chat`."""
+        self._chat_template().check(messages, tools)
+
+    def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             source = self.metadata.get("tokenizer.chat_template")
             if not source:
@@ -61,7 +68,7 @@ class OnnxVocabulary:
             names = TEMPLATE_TOKENS.values()
             variables = {f"{name}_token": self._special[name] for name in names if name in self._special}
             self._template = ChatTemplate(source, variables)
-        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self._template
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See `Model.tokenize`. With `add_special` what the tokenizer adds around a text is added."""

@@ -10,6 +10,9 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from edgeft.conversation.canonical import canonical_tools
+from edgeft.conversation.fields import THOUGHTS, listed
+from edgeft.conversation.renderer import Renderer
 from edgeft.errors import ModelError
 
 GENERATION_TAG = re.compile(r"{%([-+]?)\s*(end)?generation\s*([-+]?)%}")
@@ -25,6 +28,7 @@ class ChatTemplate:
             self.template = _environment().from_string(without_generation_tags(source))
         except jinja2.TemplateError as error:
             raise ModelError(f"the chat template is not valid Jinja: {error}") from None
+        self._renderer = Renderer(self._render)
 
     def render(
         self,
@@ -33,21 +37,46 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
     ) -> str:
-        """The text of a chat. Keys of a message that are None are left out, as transformers does.
+        """The text of a chat, its tool data brought into the form this template wants.
 
-        Raises ModelError when the template refuses the messages.
+        Keys of a message that are None are left out, as transformers does. Raises ModelError when the template refuses
+        the messages.
         """
-        chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            return self.template.render(
-                messages=chat,
-                tools=None if tools is None else list(tools),
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.variables,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            return self._renderer.render(messages, tools, add_generation_prompt=add_generation_prompt)
+        except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"the model's chat template does not accept these messages: {error}") from None
+
+    def check(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """Raises ModelError when a prompt of `messages` would lack a part of them or of `tools`.
+
+        Thoughts of earlier answers may be left out: templates of models that think do so.
+        """
+        offered = canonical_tools(tools)
+        if offered is not None and not isinstance(offered, list):
+            raise ModelError("tools is neither a list nor the JSON text of one")
+        lost = self._renderer.lost(messages, tools, add_generation_prompt=True, reasoning=False)
+        if lost:
+            raise ModelError(
+                f"the model's chat template leaves out {listed(lost)}: the model would never see it; leave it away, or "
+                "use a model whose template writes it"
+            )
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+        """The bare template, with the names that transformers gives to thoughts."""
+        return self.template.render(
+            messages=[_with_thoughts(message) for message in messages],
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self.variables,
+        )
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """Thoughts under every name templates read, as transformers does."""
+    thoughts = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
+    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
 
 
 def without_generation_tags(source: str) -> str:

@@ -18,6 +18,7 @@ from edgeft.artifact import Artifact
 from edgeft.bench.accuracy import Answer, Evaluation, Scoring, finished_answer, refused_answer, score_answers
 from edgeft.bench.examples import Example, read_examples, take
 from edgeft.console import Log
+from edgeft.conversation.renderer import renderer_of
 from edgeft.recipe import Recipe
 from edgeft.stages._classical import FEATURES, classical_answers
 from edgeft.stages._json import write_json, write_lines
@@ -111,9 +112,7 @@ class _Asker:
         return ids
 
     def _tokenize(self, messages: list[dict[str, Any]], tools: Sequence[Any] | None) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            messages, tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False
-        )
+        text = renderer_of(self.tokenizer).render(messages, tools, add_generation_prompt=True)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 

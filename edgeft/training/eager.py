@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edgeft.conversation.renderer import renderer_of
 from edgeft.errors import ModelError, RuntimeFault, UsageError
 
 
@@ -36,9 +37,7 @@ class EagerModel:
         """The text of a chat, by the tokenizer's template. Raises ModelError when it has none."""
         if not self.tokenizer.chat_template:
             raise ModelError(f"{self.path}: the folder has no chat template; it cannot answer messages")
-        chat: list[Any] = [dict(message) for message in messages]
-        offered: Any = None if tools is None else list(tools)
-        return str(self.tokenizer.apply_chat_template(chat, tools=offered, add_generation_prompt=True, tokenize=False))
+        return renderer_of(self.tokenizer).render(messages, tools, add_generation_prompt=True)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`; no special tokens are added."""

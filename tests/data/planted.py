@@ -56,6 +56,40 @@ def pair(i: int, code: str, answer: str | None = None, question: str | None = No
     return row(user(question or sentence((code, i))), bot(answer or sentence((code, i, "answer"))))
 
 
+def _older(i: int) -> Line:
+    """Tool data as OpenAI had it in 2023, or packed in text."""
+    line = tooled(call(), seed=("I313", i))
+    answer, tools = line["messages"][1], line["tools"]
+    if i < 3:
+        answer["function_call"] = answer.pop("tool_calls")[0]["function"]
+        line["messages"][2] = {"role": "function", "name": "get_weather", "content": "sunny"}
+    if i in (1, 2):
+        line |= {"functions": [tool["function"] for tool in line.pop("tools")]}
+    if i == 2:
+        answer["content"] = None
+    if i == 3:
+        line["tools"] = json.dumps(tools)
+    if i == 4:
+        answer["tool_calls"] = json.dumps(answer["tool_calls"])
+    return _dumped(line)
+
+
+def _padded(i: int) -> Line:
+    """Tools and calls as Arrow gives them back, with the fields of all rows in each."""
+    line = tooled(call(arguments={"city": "Oslo", "room": None}) if i == 4 else call(), seed=("W314", i))
+    function = {**WEATHER["function"], "parameters": {**WEATHER["function"]["parameters"]}}
+    properties = function["parameters"]["properties"]
+    if i == 0:
+        function["description"] = None
+    elif i == 1:
+        function["parameters"]["required"] = None
+    elif i == 2:
+        function["parameters"]["properties"] = {**properties, "room": None}
+    elif i == 3:
+        function["parameters"]["properties"] = {**properties, "city": {"type": "string", "enum": None}}
+    return _dumped(line | {"tools": [{"type": "function", "function": function}]})
+
+
 def clean_lines() -> list[Line]:
     """200 lines with nothing wrong: several turns, tools, weights, preference, Unicode, code, long and short."""
     lines = []
@@ -186,7 +220,8 @@ MAKERS: dict[str, Any] = {
     "E308": lambda i: _dumped(tooled([{"type": "function"}, "x", {"id": "c1"}, {"function": {"name": "get_weather", "arguments": "{}"}}, {"id": 3, "function": {"name": "get_weather"}}][i], seed=("E308", i), result=None)),
     "E309": lambda i: _dumped(tooled(call(), call(), seed=("E309", i))),
     "E310": lambda i: _dumped(tooled(call(), call(identity="c2"), seed=("E310", i), parallel_tool_calls=False)),
-    "W311": lambda i: _dumped(tooled(call(arguments={"city": f"x{i}"}), seed=("W311", i))),
+    "I313": _older,
+    "W314": _padded,
     "E312": lambda i: row(q("E312", i), a("E312", i), tools=[WEATHER, WEATHER]),
     "W401": lambda i: row(user(f"{MOJIBAKE[i]} {sentence(('W401', i))}"), a("W401", i)),
     "E402": lambda i: row(q("E402", i), bot(f"a{chr([0, 7, 8, 27, 127][i])}b {sentence(('E402', i))}")),

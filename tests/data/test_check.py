@@ -21,7 +21,7 @@ from edgeft.data.check.html import html_report
 from edgeft.data.check.summary import as_dict
 from edgeft.data.check.text import BOILERPLATE, BOILERPLATE_HINTS, REFUSAL_HINTS, REFUSALS
 from edgeft.data.check.tokens import count_tokens
-from tests.data.planted import bot, clean_lines, pair, planted_lines, row, sentence, user
+from tests.data.planted import WEATHER, bot, clean_lines, pair, planted_lines, row, sentence, user
 
 
 def checked(tmp_path: Path, **files: list[bytes]) -> Checked:
@@ -163,15 +163,16 @@ def test_answers_that_do_not_fit_the_schema(tmp_path: Path) -> None:
 
 
 class Tokenizer:
-    """One token a character; a template that refuses, or loses, what the text asks it to."""
+    """One token a character; a template that refuses, loses or does not end what the text asks it to."""
 
     is_fast = True
+    eos_token_id = ord("|")
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> str:
         texts = [turn["content"] for turn in conversation]
         if any("refuse" in text for text in texts):
             raise ValueError("roles must alternate")
-        return "".join("" if "lose" in text else f"{text}\n" for text in texts)
+        return "".join("" if "lose" in text else f"{text}\n" if "endless" in text else f"{text}|\n" for text in texts)
 
     def __call__(self, text: str, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": list(map(ord, text)), "offset_mapping": [(i, i + 1) for i in range(len(text))]}
@@ -184,18 +185,20 @@ class Tokenizer:
         ("E602", lambda i: row(user(f"refuse {i}"), bot("x"))),
         ("E603", lambda i: row(user(f"hello {i}"), bot(f"lose {i}"))),
         ("W604", lambda i: row(user("long " * (30 + i)), bot("x"))),
+        ("E605", lambda i: row(user("hello"), bot(f"x{i}"), tools=[WEATHER])),
+        ("E606", lambda i: row(user("hello"), bot(f"endless {i}"))),
     ],
 )
 def test_defects_under_a_tokenizer(code: str, make: Any, tmp_path: Path) -> None:
     clean = [row(user(f"hello {i}"), bot("world")) for i in range(10)]
     result = checked(tmp_path, a=clean + [make(i) for i in range(5)])
     count_tokens(Tokenizer(), 64, result.files[0], result, silent_log())
-    codes = {"W601", "E602", "E603", "W604"}
+    codes = {"W601", "E602", "E603", "W604", "E605", "E606"}
     assert {(f.code, f.line) for f in result.findings if f.code in codes} == {(code, 11 + i) for i in range(5)}
 
 
 def test_every_code_is_planted(planted: tuple[Checked, dict[int, str | None]]) -> None:
-    others = {"W112", "E108", "E109", "E705", "W601", "E602", "E603", "W604"}
+    others = {"W112", "E108", "E109", "E705", "W601", "E602", "E603", "W604", "E605", "E606"}
     assert set(planted_lines()) | set(FILE_CASES) | others == set(CODES)
     assert len(CODES) >= 40
 

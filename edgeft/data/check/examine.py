@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from edgeft.data.check.structure import conversation_problems, plain_turns, role_problems
+from edgeft.data.check.structure import conversation_problems, newer_row, plain_turns, role_problems
 from edgeft.data.check.text import text_problems
 from edgeft.data.check.tools import schema_mismatch
 from edgeft.data.formats import FORMATS, Unreadable
@@ -171,8 +171,12 @@ class _Batch:
             except (Unreadable, IndexError) as error:
                 self.report(line, [("E108", str(error)[:120])])
                 return
-        elif _doubled(raw, row):
-            self.report(line, [("E104", "")])
+        else:
+            if _doubled(raw, row):
+                self.report(line, [("E104", "")])
+            if b'"tool' in raw or b'"function' in raw:
+                row, found = newer_row(row)
+                self.report(line, found)
         self.part.n_examples += 1
         plain = plain_turns(row)
         if plain is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from edgeft.conversation.canonical import canonical_row, is_older, padded_place
 from edgeft.data.check.tools import tool_problems
 from edgeft.data.formats.common import ROLES
 
@@ -35,6 +36,15 @@ def role_problems(roles: tuple[str, ...]) -> tuple[Problem, ...] | None:
     return tuple(_order_problems(list(roles))) if all(role in ROLES for role in roles) else None
 
 
+def newer_row(row: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The row with its tool data in the one form, which is what is learned from, and what form it had."""
+    try:
+        found = [(code, where) for code, where in (("I313", is_older(row)), ("W314", padded_place(row))) if where]
+        return (canonical_row(row) if found else row), found
+    except RecursionError:
+        return row, [("E101", "nested too deeply")]
+
+
 def conversation_problems(row: dict[str, Any]) -> list[Problem]:
     """(code, detail) of everything wrong with the shape of a canonical row."""
     messages = row.get("messages")
@@ -58,7 +68,7 @@ def conversation_problems(row: dict[str, Any]) -> list[Problem]:
         has_calls = has_calls or bool(calls) or role == "tool"
         content = message.get("content")
         if not isinstance(content, str) or not content or content.isspace():
-            problems += _content_problems(content, role, at, bool(calls), "function_call" in message)
+            problems += _content_problems(content, role, at, bool(calls))
         if "weight" in message and (type(message["weight"]) is bool or message["weight"] not in (0, 1)):
             problems.append(("E215", f"messages[{at}].weight is {str(message['weight'])[:20]}"))
     if len(roles) == len(messages):
@@ -73,7 +83,7 @@ def conversation_problems(row: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _content_problems(content: Any, role: str, at: int, has_calls: bool, legacy_call: bool) -> Iterator[Problem]:
+def _content_problems(content: Any, role: str, at: int, has_calls: bool) -> Iterator[Problem]:
     where = f"messages[{at}].content"
     if isinstance(content, list):
         for part in content:
@@ -87,7 +97,7 @@ def _content_problems(content: Any, role: str, at: int, has_calls: bool, legacy_
     elif content is not None and not isinstance(content, str):
         yield "E205", f"{where} is {type(content).__name__}"
         return
-    if role == "assistant" and (has_calls or legacy_call):
+    if role == "assistant" and has_calls:
         return
     if content is None:
         yield "E205", f"{where} is missing"

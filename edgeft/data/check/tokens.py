@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeft.console import Log
 from edgeft.data import formats, reading
-from edgeft.data.rendering import ChatTokenizer, encode_chat
+from edgeft.data.rendering import ChatTokenizer, LeftOut, NoEndToken, Refused, encode_chat
 from edgeft.data.tokenizing import recipe_tokenizer
 from edgeft.errors import DataError, EdgeftError
 
@@ -20,7 +20,7 @@ SAMPLE_EXAMPLES = 5000
 
 
 def check_tokens(recipe: "Recipe", checked: "Checked", log: Log) -> None:
-    """Add findings W601, E602, E603, W604 and the token numbers of each file to `checked`."""
+    """Add findings W601, E602, E603, W604, E605, E606 and the token numbers of each file to `checked`."""
     tokenizer = recipe_tokenizer(recipe)
     for summary in checked.files:
         count_tokens(tokenizer, recipe.data.max_length, summary, checked, log)
@@ -79,6 +79,8 @@ def _encode(tokenizer: ChatTokenizer, example: formats.Example) -> tuple[Excepti
 
 
 def _finding(problem: Exception, path: Path, line: int) -> tuple[str, Path, int, str]:
-    code = "E603" if isinstance(problem, DataError) else "E602"
+    refused = not isinstance(problem, DataError) or isinstance(problem, Refused)
+    codes: dict[type[Exception], str] = {LeftOut: "E605", NoEndToken: "E606"}
+    code = codes.get(type(problem), "E602" if refused else "E603")
     text = str(problem) if isinstance(problem, EdgeftError) else f"{type(problem).__name__}: {problem}"
     return code, path, line, text.splitlines()[0][:160] if text else ""

@@ -73,9 +73,7 @@ def _calls(
 
 
 def _argument_problems(arguments: Any, schema: Any, where: str) -> Iterator[Problem]:
-    if isinstance(arguments, dict):
-        yield "W311", where
-    else:
+    if not isinstance(arguments, dict):
         try:
             arguments = json.loads(arguments)
         except (ValueError, TypeError, RecursionError):

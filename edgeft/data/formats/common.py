@@ -4,12 +4,17 @@ import json
 from collections import Counter
 from typing import Any
 
+from edgeft.conversation.canonical import canonical_messages as newer_messages
+from edgeft.conversation.canonical import canonical_row, is_older, padded_place
+
 Row = dict[str, Any]
 Example = dict[str, Any]
 Message = dict[str, Any]
 Losses = Counter[str]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+OLDER = "older or packed form of tool data (function_call, functions, tools as text): tool_calls, tools, role tool now"
+PADDED = "nulls that pad tools or arguments: left out"
 RESERVED = ("messages", "tools", "parallel_tool_calls", "rejected", "rejected_from")
 
 
@@ -56,6 +61,9 @@ def canonical_messages(messages: Any, losses: Losses, name: str = "messages") ->
     """OpenAI messages with content as text. Raises Unreadable."""
     if not isinstance(messages, list):
         raise Unreadable(f"{name} is not a list")
+    if is_older({"messages": messages}):
+        losses[OLDER] += 1
+        messages = newer_messages(messages)
     result = []
     for at, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -66,6 +74,20 @@ def canonical_messages(messages: Any, losses: Losses, name: str = "messages") ->
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
         result.append({"role": role, "content": text_of(message.get("content"), losses), **rest})
     return result
+
+
+def with_newer_tools(row: Row, losses: Losses) -> Row:
+    """The row with its tool data in the one form, where it is not; told in `losses`."""
+    try:
+        if is_older(row):
+            losses[OLDER] += 1
+        elif padded_place(row):
+            losses[PADDED] += 1
+        else:
+            return row
+        return canonical_row(row)
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
 
 
 def dump(value: Any) -> str:
