@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from edgeft.errors import ModelError, RuntimeFault
+from edgeft.runtime.llama_build import start
 from edgeft.runtime.llama_library import llama_cpp
 from edgeft.runtime.model import Message
 from edgeft.runtime.template import ChatTemplate
@@ -254,7 +255,7 @@ def _alphabet(vocab: Any, n_vocab: int) -> _Alphabet | None:
 
 
 def _open(path: Path, vocab_only: bool, n_gpu_layers: int) -> Any:
-    llama_cpp.llama_backend_init()
+    start()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = n_gpu_layers

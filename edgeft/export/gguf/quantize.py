@@ -9,6 +9,7 @@ from edgeft.artifact import writing
 from edgeft.errors import RuntimeFault, UsageError
 from edgeft.export.gguf.tensor_types import FTYPES, file_type
 from edgeft.runtime.header import check_gguf
+from edgeft.runtime.llama_build import start
 from edgeft.runtime.llama_library import llama_cpp
 from edgeft.runtime.llama_vocabulary import captured_log
 
@@ -25,7 +26,7 @@ def quantize_gguf(src: Path, out: Path, ftype: str, *, n_threads: int | None = N
     if ftype not in FTYPES:
         raise UsageError(f"unknown ftype {ftype}; known: {', '.join(FTYPES)}")
     check_gguf(src)
-    llama_cpp.llama_backend_init()
+    start()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type(ftype)
     params.nthread = n_threads or 0
