@@ -17,6 +17,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library only, so everyone may ask 
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
+    "doctor",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -44,6 +45,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "preflight": (
         {"artifact", "bench.noise", "bench.remembered", "console", "errors", "pipeline", "plan", "recipe", "sections",
          "training_memory"},
+        {"torch"},
+    ),
+    "doctor": (
+        {"bench.host", "bench.remembered", "children", "errors", "quiet", "runtime"},
         {"torch"},
     ),
     "cli": (LIGHT_CLI, {"click", "yaml"}),

@@ -35,6 +35,7 @@ COMMANDS = {
     "diff": ("diff", "Say what differs between two bundles or GGUF files."),
     "reproduce": ("reproduce", "Run a bundle's recipe again and compare the bytes."),
     "keygen": ("keygen", "Make a key pair to sign bundles with."),
+    "doctor": ("doctor", "Say what this machine can do, and what is broken."),
     "recipe": ("recipe", "Show a recipe in full, or the schema of recipes."),
 }
 
