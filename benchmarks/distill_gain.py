@@ -39,6 +39,7 @@ from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe
 from edgeft.stages import distill
 from edgeft.store import Store
+from edgeft.torch_dtype import settled
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet
 from edgeft.training.cache_format import MOST, TAILS, Layout, Top, divergences, encode
@@ -194,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     log = terminal_log()
-    recipe = read_recipe(arguments.recipe, tuple(arguments.set))
+    recipe, _ = settled(read_recipe(arguments.recipe, tuple(arguments.set)), log)
     inputs = run(recipe, Store(arguments.workdir), log, until="merge").artifacts
     assert recipe.distill is not None
     parts = [inputs["merge"].key, recipe.distill.model_dump_json(), str(arguments.labels_learning_rate)]

@@ -33,6 +33,7 @@ from edgeft.runtime import load
 from edgeft.sections import Export, Gguf, Onnx
 from edgeft.sections.recover import Recover
 from edgeft.stages import export, recover
+from edgeft.torch_dtype import settled
 
 RESULTS = Path(__file__).resolve().parent / "results" / "recovery.json"
 FILES: dict[str, Gguf | Onnx] = {
@@ -56,7 +57,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="test examples that are answered")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    recipe = read_recipe(arguments.recipe, tuple(f"recover.{each}" for each in arguments.set) or ("recover={}",))
+    given = read_recipe(arguments.recipe, tuple(f"recover.{each}" for each in arguments.set) or ("recover={}",))
+    recipe, _ = settled(given)
     inputs = {"data": read_artifact(arguments.data), "merge": read_artifact(arguments.merge)}
     test = inputs["data"].file("test.jsonl")
     held_out = {

@@ -19,6 +19,7 @@ from edgeft.plan import Planned, differences, plan
 from edgeft.quiet import uncompiled_imports
 from edgeft.recipe import Recipe
 from edgeft.store import Store
+from edgeft.torch_dtype import settled
 
 StageFunction = Callable[[Recipe, dict[str, Artifact], Path, Log], dict[str, float]]
 
@@ -50,6 +51,7 @@ def inspect(recipe: Recipe, store: Store, until: str | None = None, force: tuple
 
     A stage in `force` counts as not up to date, and so does all that reads it. Raises as `plan` does.
     """
+    recipe, _ = settled(recipe)
     steps = plan(recipe, store.hashes, until)
     unknown = sorted(set(force) - {planned.stage for planned in steps})
     if unknown:
@@ -87,8 +89,11 @@ def run(
     A failed gate lets the stages behind it run and comes back in the result. Raises ParityFailed when an
     exported form is not the trained model, MissingExtra when a stage lacks a package, and what stages raise.
     """
+    recipe, compute_type = settled(recipe, log)
     states = inspect(recipe, store, until, force)
     _show(states, log)
+    if compute_type and any(state.artifact is None and state.planned.torch_dtype for state in states):
+        log.say(f"torch_dtype: auto is {compute_type}")
     artifacts: dict[str, Artifact] = {}
     made: list[str] = []
     failure: GateFailed | None = None
@@ -115,6 +120,7 @@ def assist(recipe: Recipe, store: Store, *, until: str | None = None, force: tup
     started the workers (torchrun) ends this one when another fails. Returns at once where there is nothing to
     train. Raises UsageError for a recipe without a stage that workers share.
     """
+    recipe, _ = settled(recipe)
     steps = plan(recipe, store.hashes, until)
     shared = next((planned for planned in steps if planned.step.distributed), None)
     if shared is None:

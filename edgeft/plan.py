@@ -141,6 +141,8 @@ CLASSIFIER = (
     *(step for step in SPINE if step.stage in ("gate", "report")),
 )  # fmt: skip
 PRETRAIN = (Step("pretrain", (), ("pretrain", "seed"), ("pretrain",), packages=(*TORCH, "tokenizers"), resumable=True),)
+TRAINS = {"train": "train", "distill": "train", "recover": "recover", "pretrain": "pretrain"}
+"""Stages that train -> the section whose `torch_dtype` they train in."""
 STAGES = tuple(step.stage for step in (*SPINE, *AFTER_MERGE, *PRETRAIN))
 
 
@@ -157,11 +159,18 @@ class Planned:
         """The stage's name."""
         return self.step.stage
 
+    @property
+    def torch_dtype(self) -> str | None:
+        """The type it trains in; None for a stage that trains nothing."""
+        section = TRAINS.get(self.stage)
+        return self.made_from.get(f"recipe {section}.torch_dtype") if section else None
+
 
 def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Planned]:
     """The steps of the recipe in order, up to and including `until`, with their keys.
 
-    Raises DataError or ModelError when an input file is missing, UsageError for an unknown stage.
+    The recipe is a settled one (`edgeft.torch_dtype`): a key stands for what is done, not for what this machine would
+    choose. Raises DataError or ModelError when an input file is missing, UsageError for an unknown stage.
     """
     steps = steps_of(recipe)
     if until is not None:
@@ -170,6 +179,9 @@ def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Pl
             raise UsageError(f"recipe {recipe.name} has no stage {until}; its stages: {known}")
         steps = _needed(steps, until)
     values = _flat(recipe.model_dump(mode="json"))
+    unsettled = [name for name, value in values.items() if name.endswith(".torch_dtype") and value == "auto"]
+    if unsettled:
+        raise ValueError(f"{', '.join(unsettled)}: auto has not been decided yet")
     planned: dict[str, Planned] = {}
     hashed: dict[Path, str] = {}
     for step in steps:

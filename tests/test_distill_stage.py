@@ -47,7 +47,7 @@ def _recipe(folder: Path, section: dict[str, Any], **train: Any) -> Recipe:
         "name": "t",
         "model": {"base": "base"},
         "data": {**{name: f"{name}.jsonl" for name in ("train", "validation", "test")}, "max_length": 64},
-        "train": {"batch_tokens": 128, "num_threads": 1, **train},
+        "train": {"batch_tokens": 128, "num_threads": 1, "torch_dtype": "float32", **train},
         "distill": {"num_train_epochs": 2, "batch_tokens": 128, **section},
     }
     path = folder / f"recipe-{abs(hash(json.dumps(content)))}.yaml"

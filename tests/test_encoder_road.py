@@ -30,7 +30,8 @@ RECIPE = """
 name: intents
 model: {base: base}
 data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl, max_length: 16}
-train: {objective: classification, method: full, learning_rate: 3e-3, num_train_epochs: 12, batch_tokens: 32}
+train: {objective: classification, method: full, torch_dtype: float32, learning_rate: 3e-3,
+        num_train_epochs: 12, batch_tokens: 32}
 export: {encoder: [{dtype: fp32}, {dtype: int8_static, calibrate_method: percentile}, {dtype: int8}]}
 parity: {prompts: 8, tolerance: {q8_0: {top1: 0.8, kl_mean: 0.1}}}
 bench: {metrics: [label_accuracy, macro_f1, ece], latency: {prompts: 2, repetitions: 2}, abstain_below: 0.05}

@@ -17,7 +17,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library only, so everyone may ask 
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
-    "doctor",
+    "doctor", "torch_dtype",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -40,11 +40,12 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "recipe": ({"errors", "bench.budgets", "sections"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
-    "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store"}, set()),
+    "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store", "torch_dtype"}, set()),
+    "torch_dtype": ({"bench.products", "bench.remembered", "console", "errors", "recipe"}, set()),
     "training_memory": ({"errors"}, set()),
     "preflight": (
-        {"artifact", "bench.noise", "bench.remembered", "console", "errors", "pipeline", "plan", "recipe", "sections",
-         "training_memory"},
+        {"artifact", "bench.noise", "bench.products", "bench.remembered", "console", "errors", "pipeline", "plan",
+         "recipe", "sections", "torch_dtype", "training_memory"},
         {"torch"},
     ),
     "doctor": (
@@ -88,7 +89,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
         {"artifact", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan",
-         "recipe", "recipe_reader", "report", "runtime", "store"},
+         "recipe", "recipe_reader", "report", "runtime", "store", "torch_dtype"},
         {"cryptography"},
     ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),

@@ -36,7 +36,13 @@ def prepared(tmp_path: Path) -> tuple[Path, Artifact]:
 
 def _recipe(base: Path, method: str, **section: Any) -> Recipe:
     data = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
-    content = {"name": "t", "model": {"base": str(base)}, "data": data, "train": {"method": method}, "merge": section}
+    content = {
+        "name": "t",
+        "model": {"base": str(base)},
+        "data": data,
+        "train": {"method": method, "torch_dtype": "float32"},
+        "merge": section,
+    }
     return Recipe.build(content, base.parent)
 
 

@@ -137,7 +137,8 @@ CANARY = 4 * 2000 * (LINEAR + HEAD)
 
 
 def built(**train: object) -> Recipe:
-    given = {"method": "full", "num_train_epochs": 2, "batch_tokens": 1000, "memory_budget": "100GB", **train}
+    given = {"method": "full", "num_train_epochs": 2, "batch_tokens": 1000, "memory_budget": "100GB"}
+    given |= {"torch_dtype": "float32", **train}
     data = dict.fromkeys(("train", "validation", "test", "text", "preference"), "-")
     return Recipe.build({"name": "demo", "data": data, "train": given}, Path())
 

@@ -29,7 +29,7 @@ def test_the_student_is_counted_as_torch_counts_it(tmp_path: Path, tied: bool) -
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(line * 9)
     content = {
-        "name": "t", "model": {"base": "base"}, "train": {}, "distill": {"student": SHAPE},
+        "name": "t", "model": {"base": "base"}, "train": {"torch_dtype": "float32"}, "distill": {"student": SHAPE},
         "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
     }  # fmt: skip
     (tmp_path / "r.yaml").write_text(json.dumps(content))
@@ -65,7 +65,7 @@ def test_distilling_takes_what_its_passes_take(monkeypatch: pytest.MonkeyPatch) 
     tokens = Tokens(100, 0, 0.0, validation=10, loss_share=0.5)
     settings = {"student": SHAPE, "num_train_epochs": 3}
     data = dict.fromkeys(("train", "validation", "test"), "-")
-    recipe = Recipe.build({"name": "d", "data": data, "train": {}, "distill": settings}, Path())
+    recipe = Recipe.build({"name": "d", "data": data, "train": {"torch_dtype": "float32"}, "distill": settings}, Path())
     of_teacher = 2 * (2 * (4 * 32 * 64 + 3 * 100 * 64) + 50 * 64 / 2)
     of_student = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 50 * 32 / 2)
     cached = 110 * of_teacher + 3 * 310 * of_student / student.LESSON_SHARE + 20 * (of_teacher + of_student)

@@ -51,7 +51,14 @@ def make_recipe(
         "model": {"base": "base"},
         "data": {**{name: f"{name}.jsonl" for name in ("train", "validation", "test")}, "max_length": 64},
         "train": {},
-        "recover": {"learning_rate": 2e-4, "num_train_epochs": 1, "batch_tokens": 128, "num_threads": 1, **recovering},
+        "recover": {
+            "learning_rate": 2e-4,
+            "num_train_epochs": 1,
+            "batch_tokens": 128,
+            "num_threads": 1,
+            "torch_dtype": "float32",
+            **recovering,
+        },
         "export": {"gguf": gguf, "onnx": list(onnx), "calibration_tokens": 512},
     }
     path = folder / f"recipe-{len(list(folder.glob('recipe-*')))}.yaml"

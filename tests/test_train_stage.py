@@ -57,7 +57,7 @@ def _recipe(folder: Path, **section: Any) -> Recipe:
         "name": "t",
         "model": {"base": "base"},
         "data": {**files, "preference": "pairs.jsonl", "preference_validation": 0.25, "max_length": 64},
-        "train": {"num_train_epochs": 2, "batch_tokens": 128, "num_threads": 1, **section},
+        "train": {"num_train_epochs": 2, "batch_tokens": 128, "num_threads": 1, "torch_dtype": "float32", **section},
     }
     path = folder / f"recipe-{abs(hash(json.dumps(content)))}.yaml"
     path.write_text(json.dumps(content))

@@ -21,6 +21,7 @@ train:
   num_train_epochs: 1
   batch_tokens: 160
   num_threads: 1
+  torch_dtype: float32
   stages: [{objective: sft}, {objective: dpo, learning_rate: 1.0e-4}]
 """
 

@@ -21,6 +21,7 @@ from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe, recipe_from_text
 from edgeft.runtime.bundle import Bundle
 from edgeft.store import Store
+from edgeft.torch_dtype import settled
 
 OUTSIDE = ("base_url", "api_key_env")
 """Keys, by their last part, that make a run send something to another machine."""
@@ -53,6 +54,7 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
     """
     record = read_record(bundle)
     until = next(stage for stage in LAST_STAGES if stage in record["stages"])
+    recipe, _ = settled(recipe, log)
     store = Store(workdir)
     steps = plan(recipe, store.hashes, until)
     check_inputs(record, steps)

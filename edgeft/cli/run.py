@@ -12,6 +12,7 @@ from edgeft.cli._output import print_json, size, table
 
 if TYPE_CHECKING:
     from edgeft.artifact import Artifact
+    from edgeft.machine.compute_type import ComputeType
     from edgeft.pipeline import Result, State
     from edgeft.preflight import Estimate
     from edgeft.recipe import Recipe
@@ -48,7 +49,8 @@ def run_recipe(
 ) -> None:
     """Run the recipe at `path` and print what came out. Raises GateFailed after printing."""
     from edgeft.console import terminal_log
-    from edgeft.pipeline import assist, run
+    from edgeft.pipeline import assist, inspect, run
+    from edgeft.preflight.slow_type import warn_of_slow_type
     from edgeft.quiet import quiet_libraries
     from edgeft.store import Store
 
@@ -58,7 +60,9 @@ def run_recipe(
     if os.environ.get("RANK", "0") != "0":  # torchrun's word for the workers beside the first
         assist(recipe, Store(workdir), until=until, force=force)
         return
-    result = run(recipe, Store(workdir), log, until=until, force=force)
+    store = Store(workdir)
+    warn_of_slow_type(recipe, lambda: inspect(recipe, store, until, force), log)
+    result = run(recipe, store, log, until=until, force=force)
     if not result.made:
         log.say("up to date")
     if as_json:
@@ -82,17 +86,23 @@ def show_dry_run(
     from edgeft.console import terminal_log
     from edgeft.pipeline import inspect
     from edgeft.preflight import estimate, speed_of_this_machine
+    from edgeft.preflight.slow_type import warn_of_slow_type
     from edgeft.store import Store
+    from edgeft.torch_dtype import settled
 
-    recipe = load_recipe(path, overrides)
+    given, log = load_recipe(path, overrides), terminal_log()
+    recipe, compute_type = settled(given, log)
     states = inspect(recipe, Store(workdir), until, force)
-    estimates = estimate(recipe, states, speed_of_this_machine(terminal_log()))
+    estimates = estimate(recipe, states, speed_of_this_machine(log))
+    warn_of_slow_type(given, lambda: states, log)
     if as_json:
-        print_json([_state_json(state, estimates.get(state.planned.stage)) for state in states])
+        print_json([_state_json(state, estimates.get(state.planned.stage), compute_type) for state in states])
         return
     rows = [_state_row(state, estimates.get(state.planned.stage)) for state in states]
     click.echo(table(("stage", "disk", "memory", "minutes", "state"), rows))
     click.echo(_totals(list(estimates.values())))
+    if compute_type is not None:
+        click.echo(f"torch_dtype: auto is {compute_type}")
 
 
 def _state_row(state: "State", cost: "Estimate | None") -> tuple[str, ...]:
@@ -115,7 +125,9 @@ def _totals(costs: "list[Estimate]") -> str:
     return f"{about} {minutes:.1f} minutes, {size(disk)} on disk, {size(memory)} of memory (rough estimates)"
 
 
-def _state_json(state: "State", cost: "Estimate | None") -> dict[str, Any]:
+def _state_json(state: "State", cost: "Estimate | None", compute_type: "ComputeType | None") -> dict[str, Any]:
+    """`torch_dtype_reason` is null where the recipe names the type itself."""
+    trains = state.planned.torch_dtype is not None
     return {
         "stage": state.planned.stage,
         "key": state.planned.key,
@@ -124,6 +136,8 @@ def _state_json(state: "State", cost: "Estimate | None") -> dict[str, Any]:
         "disk_bytes": cost.disk_bytes if cost else None,
         "ram_bytes": cost.ram_bytes if cost else None,
         "minutes": cost.minutes if cost else None,
+        "torch_dtype": state.planned.torch_dtype,
+        "torch_dtype_reason": compute_type.reason if compute_type and trains else None,
     }
 
 

@@ -18,6 +18,7 @@ from edgeft.preflight.student import distilling_bytes, distilling_seconds, final
 from edgeft.preflight.tokens import BYTES_PER_TOKEN, Tokens, count_tokens, guess_from_inputs
 from edgeft.preflight.training import DTYPE_BYTES, generation_seconds, training_cost
 from edgeft.recipe import Recipe
+from edgeft.torch_dtype import settled
 from edgeft.training_memory import PROCESS_BYTES, ModelShape, predict_peak
 
 __all__ = [
@@ -82,6 +83,7 @@ def estimate(recipe: Recipe, states: list[State], speed: Speed = REFERENCE) -> d
     Raises ModelError when the base model's files cannot be understood, RecipeError for a memory budget that is
     no size.
     """
+    recipe, _ = settled(recipe)
     todo = {state.planned.stage: state.planned.step.module for state in states if state.artifact is None}
     if recipe.pretrain is not None:
         return {stage: _with_imports(_pretrain(recipe, speed), speed) for stage in todo}
@@ -98,6 +100,7 @@ def estimate(recipe: Recipe, states: list[State], speed: Speed = REFERENCE) -> d
 
 def estimate_training(recipe: Recipe, tokens: Tokens, speed: Speed = REFERENCE) -> Estimate:
     """Cost of the training stage for data already counted. Raises like `estimate`."""
+    recipe, _ = settled(recipe)
     return _train(_Job(recipe, read_shape(recipe.base_folder()), tokens, speed))
 
 

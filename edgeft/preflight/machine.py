@@ -21,13 +21,13 @@ is left is scaled like float32, which scales the rest of the table as it is.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeft.bench.remembered import Probe, measured_once
+from edgeft.bench.products import PRODUCTS
+from edgeft.bench.remembered import measured_once
 from edgeft.machine.cores import physical_cores
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ HALF_WIDTH = {"bfloat16": 57, "float32": 155}  # hidden size at which half of it
 SERIAL_WIDTH = 300
 PROMPT_FLOPS_PER_S = 7e10  # a core, llama.cpp reading a prompt
 CACHE_BYTES = 32e6
-PRODUCTS = (sys.executable, "-m", "edgeft.preflight.products")
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ def speed_of_this_machine(log: "Log", folder: Path | None = None) -> Speed:
     """
     if find_spec("torch") is None:
         return REFERENCE
-    otherwise = "is torch in order?"
-    probe = Probe("products", PRODUCTS, {"bfloat16", "float32"}, "matrix products", otherwise)
-    found = measured_once(probe, "1", log, folder)
+    found = measured_once(PRODUCTS, "1", log, folder)
     return Speed(found["bfloat16"], found["float32"])
 
 

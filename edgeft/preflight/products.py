@@ -1,4 +1,4 @@
-"""The child process of `machine`: torch's matrix products in one thread, FLOP/s as JSON on stdout.
+"""The child process of `edgeft.bench.products`: torch's matrix products in one thread, FLOP/s as JSON on stdout.
 
     python -m edgeft.preflight.products
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from edgeft.report.accuracy_tables import accuracy_tables, interval_text, paired_tables, reliability_table, slice_tables
@@ -27,7 +28,7 @@ def preparation_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if report["data_check"]:
         yield _data_check(report["data_check"])
     if report["training"]:
-        yield _training("Training", report["training"], report["recipe"].get("method"))
+        yield _training("Training", report["training"], report["recipe"])
     if report["distillation"]:
         yield _training("Distillation", report["distillation"])
     if report["recovery"]:
@@ -109,8 +110,9 @@ def _data_check(check: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Data check", ("code", ">count", "what"), rows, ["File and line of each: check.html of stage data"])
 
 
-def _training(title: str, training: Mapping[str, Any], method: str | None = None) -> Table:
-    rows: list[tuple[str, ...]] = [("method", method)] if method else []
+def _training(title: str, training: Mapping[str, Any], recipe: Mapping[str, Any] = MappingProxyType({})) -> Table:
+    told = (("method", recipe.get("method")), ("products in", recipe.get("torch_dtype")))
+    rows: list[tuple[str, ...]] = [(name, value) for name, value in told if value]
     rows.append(("steps", count(training["steps"])))
     for name, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
         if training[f"{name}_first"] is not None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeft.sections.base import Section
+from edgeft.sections.base import Section, TorchDtype
 from edgeft.sections.inputs import Prepare
 
 
@@ -60,8 +60,9 @@ class Pretrain(Section):
     """Passes over train.jsonl."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in one optimizer step."""
-    torch_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the multiplications; the weights that train stay in float32."""
+    torch_dtype: TorchDtype = "auto"
+    """Type of the multiplications; `auto`: bfloat16 where this machine multiplies it faster than float32, else
+    float32. The weights that train stay in float32."""
     save_steps: int = Field(100, ge=1)
     """Optimizer steps between checkpoints."""
     eval_steps: int = Field(200, ge=1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeft.sections.base import Section
+from edgeft.sections.base import Section, TorchDtype
 
 
 class Recover(Section):
@@ -37,8 +37,9 @@ class Recover(Section):
     """Tokens in one optimizer step. All weights are rounded anew at each, which small batches do not pay for."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens of one forward and backward pass, which memory grows with."""
-    torch_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the multiplications in training; weights and their rounding stay in float32, as do evaluations."""
+    torch_dtype: TorchDtype = "auto"
+    """Type of the multiplications in training; `auto`: bfloat16 where this machine multiplies it faster than float32,
+    else float32. Weights and their rounding stay in float32, as do evaluations."""
     save_steps: int = Field(50, ge=1)
     """Optimizer steps between checkpoints."""
     eval_steps: int | None = Field(None, ge=1)

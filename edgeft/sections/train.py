@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeft.sections.base import Section
+from edgeft.sections.base import Section, TorchDtype
 from edgeft.sections.bench import TaskMetric
 
 
@@ -95,8 +95,9 @@ class Train(Section):
     """Tokens in one optimizer step."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens of one forward and backward pass, which memory grows with; gradients add up to the whole batch."""
-    torch_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type the weights are held and multiplied in."""
+    torch_dtype: TorchDtype = "auto"
+    """Type the weights are held and multiplied in; `auto`: bfloat16 where this machine multiplies it faster than
+    float32, else float32."""
     save_steps: int = Field(50, ge=1)
     """Optimizer steps between checkpoints."""
     eval_steps: int | None = Field(None, ge=1)

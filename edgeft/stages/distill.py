@@ -24,7 +24,7 @@ from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.distill_losses import Objective, add_projection, distillation_loss_sum, remove_projection
 from edgeft.training.loop import LoopConfig, LoopResult, mean_loss, train_loop
 from edgeft.training.memory import keep_freed_memory
-from edgeft.training.models import DTYPES, load_model, load_tokenizer
+from edgeft.training.models import DTYPES, autocast_type, load_model, load_tokenizer
 from edgeft.training.optim import make_adamw
 from edgeft.training.student import Shape, make_student
 from edgeft.training.vocabulary import describe_difference, shared_vocabulary
@@ -133,12 +133,12 @@ def _learn(
         micro_batch_tokens=train.micro_batch_tokens,
         save_steps=train.save_steps,
         eval_steps=train.eval_steps or max(1, round(len(plan) / section.num_train_epochs)),
-        autocast=None if train.torch_dtype == "float32" else DTYPES[train.torch_dtype],
+        autocast=autocast_type(train.torch_dtype),
         resume=train.resume_from_checkpoint,
         metric_for_best_model="eval_loss" if best else None,
         early_stopping_patience=train.early_stopping_patience if best else None,
     )
-    log.say(f"distill: {len(lesson.examples):,} examples, {len(plan)} steps")
+    log.say(f"distill: {len(lesson.examples):,} examples, {len(plan)} steps, products in {train.torch_dtype}")
     result = train_loop(
         student,
         make_adamw(student.parameters(), train),

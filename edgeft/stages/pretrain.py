@@ -16,7 +16,7 @@ from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.loop import LoopConfig, train_loop
 from edgeft.training.losses import next_token_loss_sum
 from edgeft.training.memory import keep_freed_memory
-from edgeft.training.models import DTYPES
+from edgeft.training.models import autocast_type
 from edgeft.training.optim import MuonAdamW
 from edgeft.training.pretraining import encode_documents, fresh_llama, read_documents, train_tokenizer
 
@@ -45,7 +45,10 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     tokens, last, validation = (TokenSet.load(corpus / f"{name}.npz") for name in ("train", "last", "validation"))
     model = fresh_llama(section.model, tokenizer, recipe.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
-    log.say(f"{n_parameters / 1e6:.2f} M parameters, {len(tokens):,} documents, {len(tokens.input_ids):,} tokens")
+    log.say(
+        f"{n_parameters / 1e6:.2f} M parameters, {len(tokens):,} documents, {len(tokens.input_ids):,} tokens, "
+        f"products in {section.torch_dtype}"
+    )
     use_packed_attention(model)
     plan = plan_epochs(
         tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=recipe.seed
@@ -68,7 +71,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             micro_batch_tokens=section.batch_tokens,
             save_steps=section.save_steps,
             eval_steps=section.eval_steps,
-            autocast=None if section.torch_dtype == "float32" else DTYPES[section.torch_dtype],
+            autocast=autocast_type(section.torch_dtype),
         ),
         out=out,
         log=log,

@@ -27,7 +27,7 @@ from edgeft.stages._model import RECOVERED_FOR, final_model
 from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.loop import LoopConfig
 from edgeft.training.memory import keep_freed_memory
-from edgeft.training.models import DTYPES, load_model
+from edgeft.training.models import autocast_type, load_model
 
 LARGEST_NORM = 1.0
 NOT_COPIED = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", "provenance.json", MANIFEST)
@@ -73,7 +73,10 @@ def recover_for(
     model = load_model(source.path)
     tokens, validation = (_tokens(data.file(f"tokens-{name}.npz"), section) for name in ("train", "validation"))
     plan = plan_epochs(tokens.lengths, batch_tokens=section.batch_tokens, epochs=section.num_train_epochs, seed=seed)
-    log.say(f"recover for {target}: {len(grids)} tensors, {len(tokens):,} examples, {len(plan)} steps")
+    log.say(
+        f"recover for {target}: {len(grids)} tensors, {len(tokens):,} examples, {len(plan)} steps, "
+        f"products in {section.torch_dtype}"
+    )
     found = recover(
         model,
         roundings_of(model, grids),
@@ -132,7 +135,7 @@ def _loop_config(section: Recover, steps: int) -> LoopConfig:
         micro_batch_tokens=section.micro_batch_tokens,
         save_steps=section.save_steps,
         eval_steps=section.eval_steps or max(1, round(steps / section.num_train_epochs)),
-        autocast=None if section.torch_dtype == "float32" else DTYPES[section.torch_dtype],
+        autocast=autocast_type(section.torch_dtype),
     )
 
 

@@ -20,6 +20,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         "seed": recipe.seed,
         "base": recipe.base_name,
         "method": recipe.train.method,
+        "torch_dtype": recipe.train.torch_dtype,
         "ship": recipe.shipped,
     }
     report = build_report(gather({stage: artifact.path for stage, artifact in inputs.items()}, known))

@@ -34,7 +34,7 @@ from edgeft.training.encoders import (
 from edgeft.training.labels import LabelSet
 from edgeft.training.loop import LoopConfig, LoopResult, train_loop
 from edgeft.training.memory import keep_freed_memory
-from edgeft.training.models import DTYPES, base_sha256, load_model, load_tokenizer, resolve_base
+from edgeft.training.models import autocast_type, base_sha256, load_model, load_tokenizer, resolve_base
 from edgeft.training.optim import make_adamw
 from edgeft.training.reporting import open_reporters
 from edgeft.training.watching import canary_loss, canary_tokens
@@ -80,6 +80,7 @@ def _run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log, worke
     }
     summary = {
         "method": section.method,
+        "torch_dtype": section.torch_dtype,
         "objectives": [phase.objective for phase in section.phases()],
         "base": recipe.model.base,
         "base_sha256": base_sha256(base),
@@ -102,7 +103,7 @@ def _train_language_model(
     model = _load(base, section, int(TokenSet.load(data.file("tokens-train.npz")).input_ids.max()))
     trained = model if section.method == "full" else attach_lora(model, section.lora)
     n_trained = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-    log.say(f"{section.method}: {n_trained:,} trained parameters")
+    log.say(f"{section.method}: {n_trained:,} trained parameters, products in {section.torch_dtype}")
     economize(model, trained, section, log)
     canary = canary_tokens(load_tokenizer(data.path / "tokenizer"), CANARY_LENGTH)
     measured = {"canary_perplexity_before": _perplexity(model, trained, canary)}
@@ -112,7 +113,9 @@ def _train_language_model(
         folders = [out]
     results = []
     for number, (phase, folder) in enumerate(zip(phases, folders, strict=True), 1):
-        setting = Setting(section, phase, base, data, model, trained, folder, _autocast(section), log, workers)
+        setting = Setting(
+            section, phase, base, data, model, trained, folder, autocast_type(section.torch_dtype), log, workers
+        )
         results.append(_run_phase(recipe, setting, last=number == len(phases)))
     if len(phases) > 1 and workers.writes:
         _join_logs(out, folders)
@@ -159,7 +162,9 @@ def _train_classifier(
     model = load_classifier(base, labels, dtype, seed=recipe.seed)
     trained = model if section.method == "full" else attach_classifier_lora(model, section.lora)
     n_trained = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-    log.say(f"{section.method}: {n_trained:,} trained parameters, {len(labels)} labels")
+    log.say(
+        f"{section.method}: {n_trained:,} trained parameters, {len(labels)} labels, products in {section.torch_dtype}"
+    )
     validation = LabelSet.load(data.file("tokens-validation.npz"))
     examples = LabelSet.load(data.file("tokens-train.npz"))
     for split in (examples, validation, LabelSet.load(data.file("tokens-test.npz"))):
@@ -168,7 +173,7 @@ def _train_classifier(
         examples,
         validation if len(validation) else None,
         classification_loss_sum,
-        [watch_validation(data, labels, _autocast(section))] if len(validation) else [],
+        [watch_validation(data, labels, autocast_type(section.torch_dtype))] if len(validation) else [],
     )
     result = _loop(recipe, section, section.phases()[0], trained, task, out, log, workers)
     if not workers.writes:
@@ -267,15 +272,11 @@ def _loop_config(section: Train, phase: Phase, steps: int, task: Task) -> LoopCo
         micro_batch_tokens=section.micro_batch_tokens,
         save_steps=section.save_steps,
         eval_steps=section.eval_steps or max(1, round(steps / epochs)),
-        autocast=_autocast(section),
+        autocast=autocast_type(section.torch_dtype),
         resume=section.resume_from_checkpoint,
         metric_for_best_model=best if judged else None,
         early_stopping_patience=section.early_stopping_patience if judged else None,
     )
-
-
-def _autocast(section: Train) -> torch.dtype | None:
-    return None if section.torch_dtype == "float32" else DTYPES[section.torch_dtype]
 
 
 def _join_logs(out: Path, folders: list[Path]) -> None:

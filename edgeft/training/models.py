@@ -20,6 +20,13 @@ from edgeft.recipe import Recipe
 from edgeft.sections import NANO
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast_type(torch_dtype: str) -> torch.dtype | None:
+    """The type for torch.autocast when products run in `torch_dtype`; None where they run in float32 anyway."""
+    return None if torch_dtype == "float32" else DTYPES[torch_dtype]
+
+
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 

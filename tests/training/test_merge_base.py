@@ -60,7 +60,7 @@ def _merge(
 def test_the_kind_of_run_decides(
     base: Path, adapter: Path, tmp_path: Path, method: Any, start: Any, wanted: str, expected: str
 ) -> None:
-    train = Train(method=method, lora=Lora(init_lora_weights=start))
+    train = Train(method=method, torch_dtype="float32", lora=Lora(init_lora_weights=start))
     assert _merge(base, adapter, tmp_path / "out", train, wanted) == {"merge_base": expected}
     merged = load_model(tmp_path / "out").model.layers[0].mlp.up_proj.weight
     same = torch.equal(merged, load_model(base).model.layers[0].mlp.up_proj.weight)
@@ -69,7 +69,7 @@ def test_the_kind_of_run_decides(
 
 def test_auto_keeps_the_lower_validation_loss(base: Path, adapter: Path, tmp_path: Path) -> None:
     """The losses against transformers' own, on either merged model."""
-    train = Train(method="qlora")
+    train = Train(method="qlora", torch_dtype="float32")
     chosen = _merge(base, adapter, tmp_path / "out", train, "auto")
     losses = {}
     for name in ("16bit", "4bit"):
@@ -91,4 +91,6 @@ def test_auto_keeps_the_lower_validation_loss(base: Path, adapter: Path, tmp_pat
 
 def test_auto_without_validation_examples_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"merge_base: auto measures on data\.validation, which is empty"):
-        _merge(base, adapter, tmp_path / "out", Train(method="qlora"), "auto", TokenSet.build([]))
+        _merge(
+            base, adapter, tmp_path / "out", Train(method="qlora", torch_dtype="float32"), "auto", TokenSet.build([])
+        )
