@@ -15,6 +15,7 @@ from edgeft.doctor import packages, processor, surroundings
 from edgeft.doctor.finding import Finding
 from edgeft.doctor.libraries import DISTRIBUTIONS, Answer, ask_libraries
 from edgeft.errors import EdgeftError
+from edgeft.machine.compute_type import ComputeType, by_capability
 from edgeft.machine.cores import usable_cores
 from edgeft.machine.instruction_sets import hiding_switches, instruction_sets
 
@@ -75,13 +76,20 @@ def examine(world: World) -> list[Finding]:
         processor.check_processor(world.cpu, world.cores, world.instruction_sets, hiding_switches(world.environment)),
     ]
     if torch is not None:
-        findings += filter(None, [processor.check_library("torch", torch), processor.check_dtype(torch)])
+        findings += [processor.check_library("torch", torch), processor.check_dtype(_chosen(world, torch))]
     if "onnxruntime" in answers:
         findings += [processor.check_library("onnxruntime", answers["onnxruntime"])]
         findings += [processor.check_int8(world.instruction_sets)]
     if "llama_cpp" in answers:
         findings += [processor.check_llama(str(installed["llama_cpp"]), answers["llama_cpp"])]
     return findings + _around(world, answers)
+
+
+def _chosen(world: World, torch: Answer) -> ComputeType:
+    """What training would compute in, as far as the processor or the first GPU tells."""
+    gpus = [] if isinstance(torch, EdgeftError) else torch["gpus"]
+    capability = tuple(gpus[0]["capability"]) if gpus else None
+    return by_capability(world.instruction_sets, world.environment, capability)
 
 
 def _around(world: World, answers: Mapping[str, Answer]) -> list[Finding]:

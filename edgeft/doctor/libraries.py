@@ -70,7 +70,8 @@ def _torch() -> dict[str, Any]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
-            gpus.append({"name": device.name, "memory_bytes": device.total_memory})
+            capability = (device.major, device.minor)
+            gpus.append({"name": device.name, "memory_bytes": device.total_memory, "capability": capability})
     return {
         "version": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from edgeft.doctor.finding import Finding
 from edgeft.doctor.libraries import DISTRIBUTIONS, Answer
 from edgeft.errors import EdgeftError
+from edgeft.machine.compute_type import ComputeType
 
 VNNI = ("avx_vnni", "avx512_vnni")
 ARM = ("neon",)
@@ -33,8 +34,8 @@ def check_int8(present: Sequence[str]) -> Finding:
     if exact:
         return Finding("int8", "ok", "products are summed in 32 bits: every int8 ONNX file is right here", "", facts)
     text = (
-        "no VNNI: onnxruntime sums pairs of products in 16 bits. edgeft's int8 files are made for that; of others it "
-        "takes a slower way where onnxruntime has one"
+        "no VNNI: onnxruntime cuts sums of two int8 products to 16 bits. edgeft's int8 files fit into them; others "
+        "run in a slower way, or are refused"
     )
     return Finding("int8", "ok", text, "", facts)
 
@@ -52,12 +53,11 @@ def check_library(module: str, answer: Answer) -> Finding:
     return Finding(topic, "ok", text, "", dict(answer))
 
 
-def check_dtype(answer: Answer) -> Finding | None:
-    """What `torch_dtype: auto` is here, and why; None where torch did not say."""
-    if isinstance(answer, EdgeftError) or "dtype" not in answer:
-        return None
-    facts = {"dtype": answer["dtype"], "reason": answer["dtype_reason"]}
-    return Finding("torch_dtype", "ok", f"auto is {answer['dtype']}: {answer['dtype_reason']}", "", facts)
+def check_dtype(chosen: ComputeType) -> Finding:
+    """What `torch_dtype: auto` is here, and why."""
+    facts = {"dtype": chosen.dtype or None, "reason": chosen.reason}
+    text = f"auto is {chosen}" if chosen.dtype else f"auto is measured by the first run: {chosen.reason}"
+    return Finding("torch_dtype", "ok", text, "", facts)
 
 
 def check_llama(version: str, answer: Answer) -> Finding:

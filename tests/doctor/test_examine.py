@@ -97,6 +97,33 @@ def test_libraries_that_are_not_installed_are_not_asked(world: World) -> None:
     assert not {"torch", "onnxruntime", "llama-cpp-python", "int8"} & set(findings)
 
 
+H200 = {"name": "NVIDIA H200", "memory_bytes": 150_000_000_000, "capability": (9, 0)}
+
+
+@pytest.mark.parametrize(
+    ("sets", "environment", "gpus", "said"),
+    [
+        (AVX2, {}, [], "auto is float32: this processor has no bfloat16 products (avx2)"),
+        ((*AVX2, "avx512f", "avx512_bf16"), {}, [], "auto is bfloat16: this processor multiplies it (avx512_bf16)"),
+        ((*AVX2, "avx512f"), {}, [], "auto is measured by the first run: this processor has avx512f"),
+        (
+            (*AVX2, "avx512f", "avx512_bf16"),
+            {"ATEN_CPU_CAPABILITY": "avx2"},
+            [],
+            "auto is float32: ATEN_CPU_CAPABILITY",
+        ),
+        (AVX2, {}, [H200], "auto is bfloat16: the GPU has compute capability 9.0"),
+    ],
+)
+def test_the_type_that_training_computes_in(
+    world: World, sets: tuple[str, ...], environment: dict[str, str], gpus: list[dict[str, Any]], said: str
+) -> None:
+    changed = replace(
+        world, instruction_sets=sets, environment=environment, ask=answering(torch=TORCH | {"gpus": gpus})
+    )
+    assert said in by_topic(examine(changed))["torch_dtype"].text
+
+
 @pytest.mark.parametrize(
     ("present", "exact"),
     [
