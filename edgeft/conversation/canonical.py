@@ -120,6 +120,17 @@ def decode_arguments(arguments: Any) -> Any:
     return arguments
 
 
+def with_text_arguments(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages as OpenAI's API takes them, which wants arguments as JSON text."""
+    result = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, list):
+            message = {**message, "tool_calls": [_with_text(call) for call in calls]}
+        result.append(dict(message))
+    return result
+
+
 def undecodable(messages: Sequence[Any], tools: Any) -> Iterator[str]:
     """What of canonical messages and tools cannot be read: the place and the problem, one a time."""
     if tools is not None and not isinstance(tools, list):
@@ -175,6 +186,14 @@ def _call(call: Any, schemas: Mapping[str, Json]) -> Any:
             function["arguments"] = {name: value for name, value in given if not _is_padding(name, value, schema)}
         result["function"] = function
     return result
+
+
+def _with_text(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str):
+        return call
+    text = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
 
 
 def _take_id(message: Message, waiting: list[tuple[str, str]]) -> None:

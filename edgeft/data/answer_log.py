@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def question_of(example: Example) -> dict[str, Any]:
     """The conversation of an example up to its last answer, where it has one, and the tools it may call."""
     tools = example.extra.get("tools")
     return {"messages": example.question, **({"tools": tools} if tools else {})}
+
+
+def with_record(example: Example, record: Mapping[str, Any]) -> Example | None:
+    """The example with a recorded last answer, its words and its calls; None where the teacher gave neither."""
+    calls = record.get("tool_calls")
+    answer = {"role": "assistant", "content": record["answer"], **({"tool_calls": calls} if calls else {})}
+    if not calls and not record["answer"].strip():
+        return None
+    return replace(example, messages=[*example.question, answer])
 
 
 def with_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[Example]:

@@ -7,13 +7,14 @@ packed forms of tool data (`function_call`, `tools` as text, …) become the one
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeft.conversation.canonical import canonical_row, is_older, undecodable
 from edgeft.data.surrogates import unusable_place
-from edgeft.errors import DataError
+from edgeft.errors import DataError, EdgeftError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHOWN_PROBLEMS = 20
@@ -43,6 +44,15 @@ class Example:
     def canonical(self) -> str:
         """One JSON line, messages first."""
         return json.dumps({"messages": self.messages, **self.extra}, ensure_ascii=False)
+
+
+@contextmanager
+def named_line(path: Path, line: int) -> Iterator[None]:
+    """Put `file:line` before the message of any error of ours."""
+    try:
+        yield
+    except EdgeftError as error:
+        raise type(error)(f"{path}:{line}: {error}") from error
 
 
 def conversation_key(messages: Sequence[Mapping[str, Any]]) -> str:

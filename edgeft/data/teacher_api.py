@@ -16,6 +16,7 @@ from email.message import Message
 from http.client import HTTPException
 from typing import Any
 
+from edgeft.conversation.canonical import with_text_arguments
 from edgeft.data.answer_log import AnswerLog
 from edgeft.errors import RunCutShort, RuntimeFault, UsageError
 
@@ -100,12 +101,13 @@ class ApiTeacher:
     def _ask(self, question: Mapping[str, Any]) -> None:
         endpoint = self.endpoint
         body = {"model": endpoint.model, "temperature": 0, "max_tokens": endpoint.max_tokens, **question}
+        body["messages"] = with_text_arguments(question["messages"])
         if endpoint.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
         response = self._post(body)
         try:
             choice = response["choices"][0]
-            text = choice["message"].get("content") or ""
+            text, calls = choice["message"].get("content") or "", choice["message"].get("tool_calls")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise RuntimeFault(f"{endpoint.base_url}: not a chat completion: {str(response)[:SHOWN_BODY]}") from None
         usage = response.get("usage") or {}
@@ -124,6 +126,7 @@ class ApiTeacher:
             usage=usage,
             cost=cost,
             **({"logprobs": logprobs} if logprobs else {}),
+            **({"tool_calls": calls} if calls else {}),
         )
 
     def _check_cost(self, question: Mapping[str, Any], done: int, total: int) -> None:

@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 from edgeft.artifact import Artifact
 from edgeft.console import Log
-from edgeft.data.answer_log import AnswerLog, question_of, with_answers
-from edgeft.data.chat import Example, read_chat, read_questions
+from edgeft.data.answer_log import AnswerLog, question_of, with_answers, with_record
+from edgeft.data.chat import Example, named_line, read_chat, read_questions
 from edgeft.data.rendering import encode_chat, encode_prompt
 from edgeft.data.teacher_api import ApiTeacher, Endpoint
 from edgeft.errors import ModelError, UsageError
@@ -224,7 +224,7 @@ def _lesson_over_api(recipe: Recipe, section: Distill, api: TeacherApi, data: Ar
         with log.progress(f"teacher answers, {split}", len(examples), "examples") as progress:
             records = teacher.answer_all([question_of(example) for example in examples], progress.update)
         pairs = zip(examples, records, strict=True)
-        taught[split] = [(with_answers([e], [r["answer"]])[0], r) for e, r in pairs if r["answer"].strip()]
+        taught[split] = [(one, r) for e, r in pairs if (one := with_record(e, r)) is not None]
     log.say(f"teacher over an API: every pair is in {teacher.log.path}; {teacher.spent:.4f} spent in all")
     metrics = {"teacher_cost": teacher.spent}
     if not api.top_logprobs:
@@ -250,7 +250,8 @@ def _recorded(pairs: Sequence[tuple[Example, dict[str, Any]]], tokenizer: Any, m
                 "distill.teacher_api: the endpoint sent no log-probabilities; set top_logprobs: 0 to learn from its "
                 "answers alone"
             )
-        ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))
+        with named_line(example.path, example.line):
+            ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))
         if len(ids) <= max_length:
             answers.append(RecordedAnswer(ids, mask, record["logprobs"]))
     return answers
@@ -259,7 +260,10 @@ def _recorded(pairs: Sequence[tuple[Example, dict[str, Any]]], tokenizer: Any, m
 def _encode(examples: Sequence[Example], recipe: Recipe, data: Artifact, asked: int, log: Log) -> TokenSet:
     """Tokens of the examples as the data stage would make them; what is too long is left out, and said."""
     tokenizer: Any = load_tokenizer(data.path / "tokenizer")
-    encoded = [encode_chat(tokenizer, e.messages, e.extra.get("tools")) for e in examples]
+    encoded = []
+    for example in examples:
+        with named_line(example.path, example.line):
+            encoded.append(encode_chat(tokenizer, example.messages, example.extra.get("tools")))
     kept = [(ids, mask) for ids, mask in encoded if len(ids) <= recipe.data.max_length]
     if len(kept) < asked:
         log.say(

@@ -11,14 +11,14 @@ from typing import Any
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
-from edgeft.data.chat import Example, conversation_key, read_questions
+from edgeft.data.chat import Example, conversation_key, named_line, read_questions
 from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.plain import encode_texts, read_texts
 from edgeft.data.preferences import encode_pairs, read_pairs, split_pairs
 from edgeft.data.prepare import run_prepare
-from edgeft.data.rendering import encode_chat
+from edgeft.data.rendering import encode_chat, encode_prompt
 from edgeft.data.tokenizing import word_pieces
-from edgeft.errors import DataError, EdgeftError
+from edgeft.errors import DataError
 from edgeft.recipe import Recipe
 from edgeft.sections import Data
 from edgeft.stages._classifier import write_label_sets
@@ -56,7 +56,9 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         if "text" in objectives:
             summary["text"] = _write_texts(find(str(section.text)), tokenizer, section, out, log)
         if section.unlabelled is not None:
-            summary["unlabelled"] = _write_questions(find(section.unlabelled), mixed.splits, out, log)
+            summary["unlabelled"] = _write_questions(
+                find(section.unlabelled), mixed.splits, None if classifies else tokenizer, out, log
+            )
         if objectives & {"dpo", "orpo"}:
             summary |= _write_pairs(find(str(section.preference)), tokenizer, recipe, out, log)
         report: dict[str, dict[str, object]] = {name: dict(counts) for name, counts in summary.items()}
@@ -114,12 +116,17 @@ def _write_texts(path: Path, tokenizer: Any, section: Data, out: Path, log: Log)
     return {"documents": len(texts), "pieces": len(tokens), "tokens": len(tokens.input_ids)}
 
 
-def _write_questions(path: Path, splits: Mapping[str, list[Example]], out: Path, log: Log) -> dict[str, int]:
+def _write_questions(
+    path: Path, splits: Mapping[str, list[Example]], tokenizer: Any, out: Path, log: Log
+) -> dict[str, int]:
     """Write unlabelled.jsonl: the questions of which no split has the answer. A teacher that answered those of the
-    test split would train the student for the verdict."""
+    test split would train the student for the verdict. By `tokenizer`, if given, each must be a whole prompt."""
     known = {conversation_key(example.question) for examples in splits.values() for example in examples}
     questions = {conversation_key(example.question): example for example in read_questions(path)}
     kept = [example for key, example in questions.items() if key not in known]
+    for example in kept if tokenizer is not None else ():
+        with named_line(example.path, example.line):
+            encode_prompt(tokenizer, example.messages, example.extra.get("tools"))
     left_out = len(questions) - len(kept)
     log.say(f"unlabelled: {len(kept)} questions" + (f"; {left_out} that stand in a split left out" if left_out else ""))
     _write(out / "unlabelled.jsonl", kept)
@@ -186,10 +193,8 @@ def _encode(
     count: Counter[str] = Counter(dropped=0, truncated=0, longest=0)
     with log.progress(f"tokenize {split}", len(examples), "examples") as progress:
         for number, example in enumerate(examples, 1):
-            try:
+            with named_line(example.path, example.line):
                 ids, mask = encode_chat(tokenizer, example.messages, example.extra.get("tools"))  # type: ignore[arg-type]
-            except EdgeftError as error:
-                raise type(error)(f"{example.path}:{example.line}: {error}") from error
             count["longest"] = max(count["longest"], len(ids))
             if len(ids) > section.max_length and split != "test":
                 if section.on_too_long == "error":

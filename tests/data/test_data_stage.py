@@ -63,6 +63,17 @@ def test_questions_without_answers_that_no_split_answers(folder: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["unlabelled"] == {"examples": 2, "left_out": 1}
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test", "unlabelled"])
+def test_what_the_template_leaves_out_stops_the_stage(folder: Path, split: str) -> None:
+    """The base's template is plain ChatML, which writes no tools."""
+    messages = [{"role": "user", "content": "heat up"}, {"role": "assistant", "content": "ok"}]
+    row = {"messages": messages, "tools": [{"type": "function", "function": {"name": "light"}}]}
+    (folder / f"{split}.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(row) + "\n")
+    more = {"unlabelled": "unlabelled.jsonl", "distill": {"student": {"num_hidden_layers": 1}}}
+    with pytest.raises(DataError, match=rf"{split}\.jsonl:2: the chat template leaves out tools\[0\]\.function\.name"):
+        _run(folder, **(more if split == "unlabelled" else {}))
+
+
 def test_a_line_without_a_question_is_named(folder: Path) -> None:
     row = {"messages": [{"role": "system", "content": "be brief"}]}
     (folder / "asked.jsonl").write_text(json.dumps(row) + "\n")

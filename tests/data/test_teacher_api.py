@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edgeft.console import silent_log
-from edgeft.data.answer_log import AnswerLog, question_of, with_answers
+from edgeft.data.answer_log import AnswerLog, question_of, with_answers, with_record
 from edgeft.data.chat import Example
 from edgeft.data.teacher_api import ApiTeacher, Endpoint
 from edgeft.errors import DataError, RunCutShort, RuntimeFault, UsageError
@@ -110,6 +110,26 @@ def test_every_pair_is_recorded_and_asked_once(serve: Any, tmp_path: Path) -> No
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["question"] for row in rows] == [_ask("1"), _ask("2")]
     assert "secret" not in log.read_text()
+
+
+@pytest.mark.parametrize("arguments", ['{"on": true}', {"on": True}])
+def test_calls_are_asked_and_recorded_in_openais_form(serve: Any, tmp_path: Path, arguments: Any) -> None:
+    """The API takes arguments as text alone; a teacher that calls a tool says nothing beside it."""
+    given = {"id": "c1", "type": "function", "function": {"name": "light", "arguments": arguments}}
+    wanted = {**given, "function": {"name": "light", "arguments": '{"on": true}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [wanted]}
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": {}, "model": "big"}
+    server = serve((200, {}, json.dumps(body).encode()))
+    question = {
+        "messages": [{"role": "assistant", "content": "", "tool_calls": [given]}, {"role": "user", "content": "q"}]
+    }
+    (record,) = _teacher(server.url, tmp_path / "answers.jsonl").answer_all([question])
+    assert server.requests[0]["messages"][0]["tool_calls"] == [wanted]
+    example = Example(question["messages"], Path("f"), 3, {})
+    taught = with_record(example, record)
+    assert taught is not None
+    assert taught.messages == [*example.question, {"role": "assistant", "content": "", "tool_calls": [wanted]}]
+    assert with_record(example, {"answer": " "}) is None
 
 
 def test_a_killed_recording_goes_on_where_it_stopped(serve: Any, tmp_path: Path) -> None:
