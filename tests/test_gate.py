@@ -154,7 +154,7 @@ def test_a_baseline_of_another_machine_is_refused_for_speed_only(
     save_baseline(path, STORED, ELSEWHERE, file="m.gguf")
     (row,) = judge({metric: ">= 1x baseline"}, {metric: Measured(value)}, Baseline.read(path, HERE)).rows
     assert row.ok is met
-    assert ("of another machine (B, 4 cores, Linux x86_64" in row.note) is not met
+    assert ("of another machine (B, instruction sets not recorded, 4 cores, Linux x86_64" in row.note) is not met
 
 
 def test_a_budget_against_no_baseline() -> None:

@@ -45,7 +45,7 @@ class Baseline:
         if budget.of_the_machine and self.same is None:
             return None, (
                 f"the baseline {self.path} is of another machine ({'; '.join(self.hosts)}), and speeds of different "
-                f"machines do not compare; save one here with edgeft bench --save-baseline"
+                f"machines, instruction sets or builds do not compare; save one here with edgeft bench --save-baseline"
             )
         stored = (self.same or self.other).get(budget.metric)
         if stored is None:
@@ -83,13 +83,15 @@ def save_baseline(path: Path, metrics: Mapping[str, float], host: Mapping[str, A
 
 
 def host_identity(host: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes speeds comparable: processor, usable cores, system and machine, versions of the runtime.
+    """What makes speeds comparable: processor, its instruction sets, usable cores, system and machine, versions of
+    the runtime and what its kernels were compiled with.
 
     The release of the system is left out: a kernel update does not make another machine. No name is kept.
     """
     words = str(host.get("os") or "").split()
     system = " ".join([*words[:1], *words[-1:]])
-    return {"cpu": host.get("cpu"), "n_cores": host.get("n_cores"), "os": system, "backend": host.get("backend", {})}
+    same = {name: host.get(name) for name in ("cpu", "instruction_sets", "n_cores")}
+    return same | {"os": system, "backend": host.get("backend", {}), "kernels": host.get("kernels", {})}
 
 
 def fingerprint(host: Mapping[str, Any]) -> str:
@@ -118,4 +120,8 @@ def _is_entry(entry: Any) -> bool:
 
 def _describe(host: Mapping[str, Any]) -> str:
     backend = " ".join(f"{name} {version}" for name, version in host.get("backend", {}).items())
-    return f"{host.get('cpu')}, {host.get('n_cores')} cores, {host.get('os')}, {backend or 'no backend'}"
+    sets = host.get("instruction_sets")
+    told = "instruction sets not recorded" if sets is None else " ".join(sets) or "instruction sets not known"
+    kernels = "".join(f"; {name}: {what}" for name, what in host.get("kernels", {}).items())
+    machine = f"{host.get('cpu')}, {told}, {host.get('n_cores')} cores, {host.get('os')}"
+    return f"{machine}, {backend or 'no backend'}{kernels}"

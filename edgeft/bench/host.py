@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeft.errors import UsageError
 from edgeft.machine.cores import usable_cores
+from edgeft.machine.instruction_sets import hiding_switches, instruction_sets
 
 CPU = Path("/sys/devices/system/cpu")
 # Module prefix of a runtime's backend -> the distribution whose version is reported.
@@ -18,9 +19,16 @@ BACKENDS = {"llama_cpp": "llama-cpp-python", "onnxruntime": "onnxruntime"}
 
 
 def describe_host() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, system, Python, frequency governor, turbo; None: not known."""
+    """Processor, cores this process may use, memory, system, Python, frequency governor, turbo; None: not known.
+
+    Also the instruction sets of the processor (`edgeft.machine.instruction_sets`), the switches that hide some of them
+    from torch, and what the libraries loaded in this process say of their kernels (`loaded_kernels`).
+    """
     return {
         "cpu": _cpu_name(),
+        "instruction_sets": list(instruction_sets()),
+        "hiding_switches": hiding_switches(),
+        "kernels": loaded_kernels(),
         "n_cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -28,6 +36,21 @@ def describe_host() -> dict[str, Any]:
         "governor": _first_line(CPU / "cpu0/cpufreq/scaling_governor"),
         "turbo": _turbo(),
     }
+
+
+def loaded_kernels() -> dict[str, str]:
+    """{library: what its kernels were compiled with or choose} of torch and llama.cpp, once these run.
+
+    onnxruntime cannot be asked: it takes the best kernel for what the processor has.
+    """
+    found = {}
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "backends"):
+        found["torch"] = str(torch.backends.cpu.get_cpu_capability())
+    llama_build = sys.modules.get("edgeft.runtime.llama_build")
+    if llama_build is not None and llama_build.start.cache_info().currsize:
+        features = llama_build.features()
+        found["llama.cpp"] = " ".join(name for name, number in features.items() if number)
+    return found
 
 
 def backend_versions() -> dict[str, str]:

@@ -35,6 +35,8 @@ def machine_table(latency: Mapping[str, Any]) -> Table:
     memory = host.get("memory_bytes")
     facts = {
         "processor": host.get("cpu"),
+        "instruction sets": " ".join(host.get("instruction_sets", ())) or None,
+        "kernels": "; ".join(f"{name}: {what}" for name, what in host.get("kernels", {}).items()) or None,
         "cores": host.get("n_cores"),
         "threads": host.get("n_threads"),
         "memory": size(memory) if memory else None,

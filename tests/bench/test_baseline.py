@@ -11,7 +11,10 @@ from edgeft.bench.budgets import parse_budget
 from edgeft.bench.host import describe_host
 from edgeft.errors import ArtifactError, UsageError
 
-HOST = {"cpu": "A", "n_cores": 4, "os": "Linux 6.1.0 x86_64", "backend": {"llama-cpp-python": "0.3.36"}}
+HOST = {
+    "cpu": "A", "instruction_sets": ["avx", "avx2"], "n_cores": 4, "os": "Linux 6.1.0 x86_64",
+    "backend": {"llama-cpp-python": "0.3.36"}, "kernels": {"llama.cpp": "AVX AVX2"},
+}  # fmt: skip
 SPEED = parse_budget("decode_tokens_per_s", ">= 1x baseline")
 BYTES = parse_budget("size_bytes", "<= 1x baseline")
 
@@ -25,7 +28,8 @@ def test_machines_share_a_file_and_never_a_number(tmp_path: Path) -> None:
     assert Baseline.read(path, other).value(SPEED) == (90.0, "")
     third = Baseline.read(path, HOST | {"cpu": "C"})
     assert third.value(SPEED)[0] is None
-    assert "A, 4 cores, Linux x86_64, llama-cpp-python 0.3.36; A, 8 cores" in third.value(SPEED)[1]
+    first = "A, avx avx2, 4 cores, Linux x86_64, llama-cpp-python 0.3.36; llama.cpp: AVX AVX2"
+    assert f"{first}; A, avx avx2, 8 cores" in third.value(SPEED)[1]
     assert third.value(BYTES) == (8.0, "")  # bytes compare with whatever was saved last
     save_baseline(path, {"decode_tokens_per_s": 51.0, "size_bytes": 9.0}, HOST, file="m.gguf")
     assert Baseline.read(path, HOST).value(SPEED) == (51.0, "")
@@ -37,6 +41,9 @@ def test_machines_share_a_file_and_never_a_number(tmp_path: Path) -> None:
     ("change", "same"),
     [
         ({"cpu": "B"}, False),
+        ({"instruction_sets": ["avx"]}, False),
+        ({"kernels": {"llama.cpp": "AVX"}}, False),
+        ({"hiding_switches": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, True),  # of torch alone, which measures no file
         ({"n_cores": 8}, False),
         ({"os": "Darwin 24.0 arm64"}, False),
         ({"backend": {"llama-cpp-python": "0.3.37"}}, False),
@@ -48,12 +55,24 @@ def test_what_makes_another_machine(change: dict[str, Any], same: bool) -> None:
     assert (fingerprint(HOST | change) == fingerprint(HOST)) is same
 
 
+def test_a_baseline_of_before_instruction_sets_were_recorded_is_of_another_machine(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    known = {name: HOST[name] for name in ("cpu", "n_cores", "backend")} | {"os": "Linux x86_64"}
+    entry = {"host": known, "file": "m.gguf", "metrics": {"decode_tokens_per_s": 50.0, "size_bytes": 7.0}}
+    path.write_text(json.dumps({"format": 1, "hosts": {"0123456789abcdef": entry}}))
+    value, why = Baseline.read(path, HOST).value(SPEED)
+    assert value is None
+    assert "A, instruction sets not recorded, 4 cores" in why
+    assert "instruction sets or builds do not compare" in why
+    assert Baseline.read(path, HOST).value(BYTES) == (7.0, "")
+
+
 def test_the_name_of_the_machine_is_not_stored(tmp_path: Path) -> None:
     import platform
 
     save_baseline(tmp_path / "b.json", {"size_bytes": 1.0}, describe_host() | {"node": platform.node()}, file="m")
     stored = json.loads((tmp_path / "b.json").read_text())["hosts"].popitem()[1]
-    assert set(stored["host"]) == {"cpu", "n_cores", "os", "backend"}
+    assert set(stored["host"]) == {"cpu", "instruction_sets", "n_cores", "os", "backend", "kernels"}
 
 
 def test_energy_is_of_the_machine_as_well(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is known of the machine and of other work on it: from made files of the kernel's formats, and the real ones."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,37 @@ def test_host_names_the_machine_but_not_whose() -> None:
     described = host.describe_host()
     assert described["cpu"]
     assert described["n_cores"] >= 1
-    assert set(described) == {"cpu", "n_cores", "memory_bytes", "os", "python", "governor", "turbo"}
+    assert set(described) == {
+        "cpu", "n_cores", "memory_bytes", "os", "python", "governor", "turbo",
+        "instruction_sets", "hiding_switches", "kernels",
+    }  # fmt: skip
+
+
+TORCH_SAYS = "import torch; said = torch.backends.cpu.get_cpu_capability()"
+LLAMA_SAYS = """
+import re
+from edgeft.runtime.llama_build import start
+from edgeft.runtime.llama_library import llama_cpp
+start()
+said = " ".join(re.findall(r"(\\w+) = [1-9]", llama_cpp.llama_print_system_info().decode()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "says"), [("torch", "torch", TORCH_SAYS), ("llama_cpp", "llama.cpp", LLAMA_SAYS)]
+)
+def test_libraries_that_run_say_what_their_kernels_are(module: str, library: str, says: str) -> None:
+    """In a new process: nothing before, the library's own words after."""
+    pytest.importorskip(module)
+    code = (
+        "import json\nfrom edgeft.bench.host import describe_host\nbefore = describe_host()['kernels']\n"
+        f"{says}\nprint(json.dumps([before, describe_host()['kernels'], said]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    before, after, said = json.loads(done.stdout.splitlines()[-1])
+    assert before == {}
+    assert said
+    assert after == {library: said}
 
 
 @linux
