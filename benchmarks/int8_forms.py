@@ -2,9 +2,10 @@
 
     python benchmarks/int8_forms.py MODEL_DIR DATA_DIR [--texts N] [--rounds N] [--threads N] [--out FILE]
 
-MODEL_DIR and DATA_DIR are those of onnx_encoder.py. Forms, all DynamicQuantizeMatMul calibrated on the same texts:
+MODEL_DIR and DATA_DIR are those of onnx_encoder.py. Forms, calibrated on the same texts, of DynamicQuantizeMatMul but
+for one:
 
-- `pairs`, the default: 8 bits, pairs of rows held to what 16 bits can add;
+- `pairs`, the default: 8 bits, pairs of rows held to what 16 bits can add; `pairs, static` by QDQ, `percentile`;
 - `7 bits`, onnxruntime's reduce_range; both give the same integers on every processor, by the kernels of int8 weights;
 - `8 bits`, `reduce_range: false`: wrong on x86 without VNNI, exact elsewhere;
 - `8 bits, exact`: the same file as edgeft's runtime opens it where it would be wrong (`session.x64quantprecision`;
@@ -110,6 +111,7 @@ def export_all(model_dir: Path, folder: Path, texts: list[str]) -> dict[str, Pat
         return folder / name / "model.onnx"
 
     paths = {"fp32": export("fp32", EncoderSettings("fp32")), "pairs": export("pairs", EncoderSettings("int8"))}
+    paths["pairs, static"] = export("static", EncoderSettings("int8_static", "percentile"))
     with patch.object(encoders, "quantize_pairs", partial(quantize_columns, reach=64)):
         paths["7 bits"] = export("7", EncoderSettings("int8"))
     paths["8 bits"] = paths["8 bits, exact"] = export("8", EncoderSettings("int8", reduce_range=False))

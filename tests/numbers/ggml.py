@@ -9,6 +9,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from llama_cpp._ggml import libggml
 
+from edgeft.runtime.llama_build import start
+
 F32 = 0
 REPACKED = "CPU_REPACK"
 """llama.cpp's name of the buffers that weights are laid out anew in, for the processor at hand."""
@@ -96,6 +98,7 @@ def _functions() -> dict[str, Any]:
 @cache
 def _backend() -> Any:
     """The processor."""
+    start()
     return _functions()["ggml_backend_init_by_type"](0, None)
 
 
