@@ -184,7 +184,7 @@ def run_trl(arguments: argparse.Namespace, examples: list[tuple[list[int], list[
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
-    from edgeft.bench.host import peak_rss_bytes
+    from edgeft.machine.process import peak_rss_bytes
 
     torch.set_num_threads(arguments.threads)
     examples = make_examples(arguments.steps * arguments.batch, SHAPES[arguments.shape]["vocab_size"])

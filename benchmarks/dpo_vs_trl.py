@@ -175,7 +175,7 @@ def run_trl(arguments: argparse.Namespace, pairs: list[dict[str, list[int]]], ou
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
-    from edgeft.bench.host import peak_rss_bytes
+    from edgeft.machine.process import peak_rss_bytes
 
     torch.set_num_threads(arguments.threads)
     pairs = make_pairs(arguments.steps * arguments.batch, SHAPES[arguments.shape]["vocab_size"])

@@ -36,12 +36,13 @@ from transformers import AutoTokenizer
 from edgeft.artifact import write_atomic
 from edgeft.bench.encoder import text_of
 from edgeft.bench.examples import read_examples, take
-from edgeft.bench.host import backend_versions, describe_host, load_average
+from edgeft.bench.host import backend_versions, describe_host
 from edgeft.console import silent_log
 from edgeft.export.onnx import encoders
 from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
 from edgeft.export.onnx.int8_columns import quantize_columns
 from edgeft.machine.instruction_sets import instruction_sets
+from edgeft.machine.process import load_average
 from edgeft.runtime.int8_pairs import adds_in_16_bits, find_overflow
 from edgeft.runtime.onnx_file import check_onnx
 from edgeft.runtime.onnx_session import WIDE_SUMS

@@ -199,7 +199,7 @@ def gemm_rate() -> float:
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
-    from edgeft.bench.host import peak_rss_bytes
+    from edgeft.machine.process import peak_rss_bytes
 
     torch.set_num_threads(arguments.threads)
     on_gpu = torch.cuda.is_available()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.bench.host import backend_versions, describe_host, load_average
+from edgeft.bench.host import backend_versions, describe_host
+from edgeft.machine.process import load_average
 from edgeft.parity.numbers import kl_divergence, top1_agrees
 from edgeft.quant.calibration import Calibration
 from edgeft.quant.collect import folder_calibration

@@ -24,8 +24,9 @@ from quality import scores, tokens_of
 from edgeft.artifact import Artifact, read_artifact, write_manifest
 from edgeft.bench.accuracy import Scoring, evaluate
 from edgeft.bench.examples import Example, read_examples, take
-from edgeft.bench.host import backend_versions, describe_host, load_average
+from edgeft.bench.host import backend_versions, describe_host
 from edgeft.console import silent_log, terminal_log
+from edgeft.machine.process import load_average
 from edgeft.parity.numbers import kl_divergence
 from edgeft.recipe import Recipe
 from edgeft.recipe_reader import read_recipe

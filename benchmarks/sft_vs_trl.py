@@ -188,7 +188,7 @@ def gemm_rate(dtype: Any) -> float:
 def child(arguments: argparse.Namespace) -> None:
     import torch
 
-    from edgeft.bench.host import peak_rss_bytes
+    from edgeft.machine.process import peak_rss_bytes
 
     torch.set_num_threads(arguments.threads)
     examples = make_examples(arguments.steps * BATCH, SHAPES[arguments.shape]["vocab_size"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import ArtifactError
+from edgeft.machine.files import sync
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -172,18 +173,6 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _to_manifest(artifact: Artifact) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import IO, Any, NoReturn, Self
 
 from edgeft import errors
 from edgeft.errors import EdgeftError, RuntimeFault
+from edgeft.machine.process import kill_group, signal_name
 
 LAST_LINES = 5
 POLL_S = 0.2
@@ -211,10 +211,7 @@ def how_it_ended(code: int) -> str:
     """What a return code of `subprocess` says of the end: "was killed by SIGABRT", "ended with exit code 3"."""
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+    name = signal_name(-code)
     return f"was killed by {name}" + (f" ({MEANINGS[name]})" if name in MEANINGS else "")
 
 
@@ -307,11 +304,8 @@ def _start(
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     """Kill the process and all it started, and wait until it is gone."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        kill_group(process)
     process.wait()
 
 

@@ -8,11 +8,9 @@ WORKDIR/<recipe>/<stage>             link to the artifact this recipe made last
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,12 +26,13 @@ from edgeft.artifact import (
     read_artifact,
     refused_writes,
     sha256_file,
-    sync,
     write_atomic,
     write_manifest,
 )
 from edgeft.console import Log
 from edgeft.errors import ArtifactError
+from edgeft.machine.files import point, sync
+from edgeft.machine.locks import locked
 
 STORE = "store"
 KEY_CHARACTERS = 16
@@ -77,16 +76,13 @@ class Store:
     def lock(self, stage: str, key: str, log: Log) -> Iterator[None]:
         """Hold the right to make this artifact; says so when another process has it, and waits."""
         path = self.folder / "locks" / self.path(stage, key).name
-        with refused_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.say(f"{stage}: another run is making this; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield  # closing the file gives the lock back, and so does the death of the process
+        with contextlib.ExitStack() as held:
+            with refused_writes(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(
+                    locked(path, lambda: log.say(f"{stage}: another run is making this; waiting for it"))
+                )
+            yield
 
     def discard(self, stage: str, key: str) -> None:
         """Remove the artifact and what a killed run left of it."""
@@ -131,9 +127,7 @@ class Store:
             if link.exists() and not link.is_symlink():
                 raise ArtifactError(f"{link}: is in the way (not a link of edgeft); move it, then run again")
             link.parent.mkdir(parents=True, exist_ok=True)
-            fresh = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
-            os.symlink(target, fresh)
-            os.replace(fresh, link)
+            point(link, target)
         return link
 
     def linked(self, recipe_name: str, stage: str) -> Artifact | None:

@@ -9,7 +9,6 @@ docs/gating.md has the definitions and the measured error rates.
 
 import contextlib
 import math
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from edgeft.bench.examples import Example
 from edgeft.bench.statistics import RatioInterval, quantile, ratio_interval
 from edgeft.children import Child
 from edgeft.errors import EdgeftError, UsageError
+from edgeft.machine.process import cores_to_pin
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -225,9 +225,8 @@ def _run_pair(
 
 def _some_cpu(generator: random.Random) -> int | None:
     """A CPU this process may use; None where processes cannot be bound to one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return generator.choice(sorted(os.sched_getaffinity(0)))
+    cores = cores_to_pin()
+    return None if cores is None else generator.choice(sorted(cores))
 
 
 def _log_ratios(pair: Pair, metric: str) -> np.ndarray:

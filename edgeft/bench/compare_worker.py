@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeft.bench import host
 from edgeft.errors import EdgeftError, RuntimeFault, UsageError
+from edgeft.machine.process import pin_to
 
 if TYPE_CHECKING:
     from edgeft.runtime import Model
@@ -57,7 +58,7 @@ def serve(load: Load, orders: Iterable[dict[str, Any]], say: Callable[..., None]
             )
         clock = _clock(order["clock"], model.n_threads)
         if model.n_threads == 1 and order["cpu"] is not None:
-            os.sched_setaffinity(0, {order["cpu"]})
+            pin_to({order["cpu"]})
         settings = {"n_threads": model.n_threads, "n_ctx": model.n_ctx, "backend": host.backend_versions()}
         say("ready", load_ms=load_ms, n_prompt=n_prompt, clock=clock, host=settings)
         for _ in orders:

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeft.bench import energy, host, memory
+from edgeft.bench import energy, memory
 from edgeft.bench.backends import Setup
 from edgeft.bench.noise import Watch
 from edgeft.bench.statistics import quantile
 from edgeft.bench.worker import TASKS, Say, forget, host_facts, main, milliseconds, opener, timed
+from edgeft.machine import process
 
 ANSWERS_AT_ONCE = 256
 """Texts labelled between two signs of life."""
@@ -26,7 +27,7 @@ def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
     """The speed of single texts and of a batch, then the label of every text."""
     path = Path(order["path"])
     backend, load = opener(path, setup)
-    page_cache, before = forget(path), host.load_average()
+    page_cache, before = forget(path), process.load_average()
     opened, load_ms = timed(load)
     model: Any = opened
     try:
@@ -36,10 +37,10 @@ def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
         counted = _speed(model, order, say)
         for at in range(0, len(order["texts"]), ANSWERS_AT_ONCE):
             _label(model, order, slice(at, at + ANSWERS_AT_ONCE), say)
-        peak = host.peak_rss_bytes()
+        peak = process.peak_rss_bytes()
     finally:
         model.close()
-    say("measured", peak_rss_bytes=peak, host={"load_average_after": host.load_average()}, **counted)
+    say("measured", peak_rss_bytes=peak, host={"load_average_after": process.load_average()}, **counted)
 
 
 def _speed(model: Any, order: dict[str, Any], say: Say) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def _rapl(powercap: Path) -> tuple[list[Counter], str]:
     counters = []
     for zone in sorted(powercap.glob("*-rapl:*")):
         try:
-            name = (zone / "name").read_text().strip()
+            name = (zone / "name").read_text("utf-8").strip()
             if not name.startswith("package"):
                 continue
-            range_uj = int((zone / "max_energy_range_uj").read_text())
+            range_uj = int((zone / "max_energy_range_uj").read_text("utf-8"))
             counter = Counter(f"RAPL {name}", _reader(zone / "energy_uj"), range_uj)
             counter.read()
         except PermissionError:
@@ -73,7 +73,7 @@ def _rapl(powercap: Path) -> tuple[list[Counter], str]:
 
 
 def _reader(path: Path) -> Callable[[], int]:
-    return lambda: int(path.read_text())
+    return lambda: int(path.read_text("utf-8"))
 
 
 def _nvml() -> tuple[list[Counter], str]:

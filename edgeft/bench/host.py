@@ -1,7 +1,6 @@
 """The machine a measurement was made on: without it numbers mean nothing. Its name is not kept."""
 
 import contextlib
-import os
 import platform
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from edgeft.errors import UsageError
 from edgeft.machine.cores import usable_cores
 from edgeft.machine.instruction_sets import hiding_switches, instruction_sets
+from edgeft.machine.process import cores_to_pin, memory_bytes, pin_to
 
 CPU = Path("/sys/devices/system/cpu")
 # Module prefix of a runtime's backend -> the distribution whose version is reported.
@@ -30,7 +30,7 @@ def describe_host() -> dict[str, Any]:
         "hiding_switches": hiding_switches(),
         "kernels": loaded_kernels(),
         "n_cores": usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "governor": _first_line(CPU / "cpu0/cpufreq/scaling_governor"),
@@ -74,38 +74,13 @@ def pin(cpus: Sequence[int]) -> None:
     """
     if not cpus:
         return
-    if not hasattr(os, "sched_setaffinity"):
+    allowed = cores_to_pin()
+    if allowed is None:
         raise UsageError("--cpus: this system cannot pin a process to cores; leave it out")
-    allowed = os.sched_getaffinity(0)
     if not set(cpus) <= allowed:
         asked, known = (",".join(map(str, sorted(some))) for some in (set(cpus) - allowed, allowed))
         raise UsageError(f"--cpus: this process may not use core {asked}; it may use {known}")
-    os.sched_setaffinity(0, cpus)
-
-
-def load_average() -> float | None:
-    """Mean number of runnable processes over the last minute; None where the system does not say."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far, in bytes, pages of mapped files included.
-
-    Linux: VmHWM of /proc/self/status. `ru_maxrss` is not used there, because a child process starts with
-    the value of the parent that forked it (a test shows it), and the parent may hold torch.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource  # does not exist on every system that gets here
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    pin_to(set(cpus))
 
 
 def _turbo() -> bool | None:
@@ -117,22 +92,15 @@ def _turbo() -> bool | None:
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text("utf-8", errors="replace").splitlines():
             if line.startswith(("model name", "Model")) and ":" in line:
                 return line.split(":", 1)[1].strip()
     board = _first_line(Path("/proc/device-tree/model"))
     return board or platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def _first_line(path: Path) -> str | None:
     try:
-        return path.read_text().strip("\0\n ").splitlines()[0]
+        return path.read_text("utf-8").strip("\0\n ").splitlines()[0]
     except (OSError, IndexError, UnicodeDecodeError):
         return None

@@ -2,9 +2,10 @@
 
 import ctypes
 import mmap
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from edgeft.machine.files import forget_pages
 
 WEIGHTS = (".gguf", ".onnx", ".data", ".onnx_data", ".safetensors", ".bin", ".pt")
 ROLLUP = Path("/proc/self/smaps_rollup")
@@ -33,7 +34,7 @@ def pss_bytes(rollup: Path = ROLLUP) -> int | None:
     `Pss` of /proc/self/smaps_rollup; None where the system has none.
     """
     try:
-        lines = rollup.read_text().splitlines()
+        lines = rollup.read_text("utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
@@ -45,17 +46,7 @@ def evict(files: Iterable[Path]) -> bool:
     posix_fadvise(POSIX_FADV_DONTNEED): pages that another process maps, or that are not yet on disk, stay. What
     came of it is `cached_share`'s to say.
     """
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-    return True
+    return all(forget_pages(path) for path in files)
 
 
 def cached_share(files: Iterable[Path]) -> float | None:

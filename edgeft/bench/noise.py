@@ -4,12 +4,12 @@ A run is *noisy* when the hypervisor stole more than STEAL of the processor time
 than OTHERS of it, or when the medians of its repetitions differ by more than SPREAD.
 """
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from edgeft.machine.process import clock_ticks_per_s, involuntary_switches
 
 STEAL = 0.01
 """Share of all cores' time."""
@@ -31,20 +31,20 @@ class Watch:
     def __init__(self, stat: Path = STAT) -> None:
         self.stat = stat
         self._ticks = _ticks(stat)
-        self._own_s, self._switches, self._began = time.process_time(), _involuntary_switches(), time.perf_counter()
+        self._own_s, self._switches, self._began = time.process_time(), involuntary_switches(), time.perf_counter()
 
     def stop(self) -> dict[str, Any]:
         """`seconds` watched, `steal_share` and `others_share` of all cores' time (None: not known, or too short a
         time), and this process's `involuntary_switches` (None: not known)."""
         seconds = time.perf_counter() - self._began
-        own_s, switches, after = time.process_time() - self._own_s, _involuntary_switches(), _ticks(self.stat)
+        own_s, switches, after = time.process_time() - self._own_s, involuntary_switches(), _ticks(self.stat)
         steal = others = None
         if self._ticks and after and seconds >= SHORTEST_S:
             used = [new - old for old, new in zip(self._ticks, after, strict=True)]
             total = max(sum(used), 1)
             busy = total - used[IDLE] - used[IOWAIT] - used[STOLEN]
             steal = used[STOLEN] / total
-            others = max(0.0, (busy - own_s * os.sysconf("SC_CLK_TCK")) / total)
+            others = max(0.0, (busy - own_s * clock_ticks_per_s()) / total)
         return {
             "seconds": round(seconds, 3),
             "steal_share": _rounded(steal),
@@ -75,17 +75,9 @@ def judge(watched: Mapping[str, Any], medians: Sequence[float]) -> dict[str, Any
 def _ticks(stat: Path) -> list[int] | None:
     """Time all cores spent in each state since the start, in clock ticks; guests are part of user and nice."""
     try:
-        return [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
+        return [int(word) for word in stat.read_text("utf-8").splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _involuntary_switches() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _rounded(share: float | None) -> float | None:

@@ -24,6 +24,7 @@ from edgeft.bench import backends, energy, host, memory
 from edgeft.bench.backends import Backend, Setup
 from edgeft.bench.noise import Watch
 from edgeft.errors import EdgeftError, RuntimeFault, UsageError
+from edgeft.machine import process
 
 if TYPE_CHECKING:
     from edgeft.bench.backends import Runner
@@ -64,7 +65,7 @@ def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
     path, plan = Path(order["path"]), order["plan"]
     backend, load = opener(path, setup)
     page_cache = forget(path)
-    before = host.load_average()
+    before = process.load_average()
     model, load_ms = timed(load)
     work = backend.work(path, model)
     facts = host_facts(backend, setup, model, before)
@@ -82,10 +83,10 @@ def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
             bundle_bytes=memory.bundle_bytes(path),
         )
         counted = run_cases(model, cases, plan, say, gpu=setup.uses_gpu)
-        peak = host.peak_rss_bytes()
+        peak = process.peak_rss_bytes()
     finally:
         model.close()
-    after = {"load_average_after": host.load_average()}
+    after = {"load_average_after": process.load_average()}
     loads = [load_ms, *(_loaded_again(load) for _ in range(plan["reloads"]))]
     say("measured", load_ms=loads, peak_rss_bytes=peak, host=after, **counted)
 

@@ -3,12 +3,11 @@
 {"key": sha256 of settings and question, "question": {messages, tools}, "answer": text, ...what the teacher sent}
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from edgeft.artifact import refused_writes
 from edgeft.data.chat import Example
 from edgeft.errors import DataError
+from edgeft.machine.locks import locked
 
 
 class AnswerLog:
@@ -35,10 +35,9 @@ class AnswerLog:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Wait until no other run adds to the file, and take in what it added."""
-        with refused_writes(self.path):
-            lock = self.path.with_name(self.path.name + ".lock").open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            with refused_writes(self.path):
+                held.enter_context(locked(self.path.with_name(self.path.name + ".lock")))
             self.records = {record["key"]: record for record in _read(self.path)}
             yield
 

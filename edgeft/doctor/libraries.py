@@ -123,7 +123,7 @@ def open_sockets(proc: Path = Path("/proc/self")) -> list[str]:
     opened = []
     for kind in SOCKETS:
         try:
-            rows = (proc / "net" / kind).read_text().splitlines()[1:]
+            rows = (proc / "net" / kind).read_text("utf-8").splitlines()[1:]
         except OSError:
             continue
         opened += [kind for row in rows if len(row.split()) > 9 and row.split()[9] in ours]

@@ -92,7 +92,7 @@ def check_measured(folder: Path, now: float | None = None) -> Finding:
 def check_huge_pages(root: Path = Path("/")) -> Finding:
     """Whether weights may lie on huge pages, as ONNX decoding uses them."""
     try:
-        found = re.search(r"\[(\w+)\]", (root / HUGE_PAGES).read_text())
+        found = re.search(r"\[(\w+)\]", (root / HUGE_PAGES).read_text("utf-8"))
     except OSError:
         found = None
     setting = found[1] if found else None
@@ -143,7 +143,7 @@ def check_network(
 def _meminfo(root: Path) -> tuple[int | None, int | None]:
     """Bytes of memory and of what is available."""
     try:
-        text = (root / "proc/meminfo").read_text()
+        text = (root / "proc/meminfo").read_text("utf-8")
     except OSError:
         return None, None
     found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
@@ -152,7 +152,7 @@ def _meminfo(root: Path) -> tuple[int | None, int | None]:
 
 def _number(path: Path) -> int | None:
     try:
-        text = path.read_text().strip()
+        text = path.read_text("utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None

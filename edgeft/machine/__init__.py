@@ -1,1 +1,1 @@
-"""What the machine at hand can do, told by the standard library alone: everyone may ask, nothing is imported."""
+"""What the machine at hand can do, and what systems do differently: everyone may ask, only errors are imported."""

@@ -7,8 +7,9 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeft.artifact import refused_writes, sync
+from edgeft.artifact import refused_writes
 from edgeft.errors import BundleError
+from edgeft.machine.files import sync
 from edgeft.runtime.bundle_manifest import (
     MANIFEST,
     MAX_FILES,

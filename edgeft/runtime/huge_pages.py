@@ -42,9 +42,9 @@ def on_huge_pages() -> Iterator[None]:
 def _huge_page_bytes() -> int:
     """0: a program cannot have any."""
     try:
-        if "[never]" in (SETTINGS / "enabled").read_text():
+        if "[never]" in (SETTINGS / "enabled").read_text("utf-8"):
             return 0
-        return int((SETTINGS / "hpage_pmd_size").read_text())
+        return int((SETTINGS / "hpage_pmd_size").read_text("utf-8"))
     except OSError:
         return 0
 
@@ -52,7 +52,7 @@ def _huge_page_bytes() -> int:
 def _memory() -> list[Range]:
     """The process's own writable memory that is no file's, ascending (`man 5 proc_pid_maps`)."""
     found = []
-    for line in MAPS.read_text().splitlines():
+    for line in MAPS.read_text("utf-8", errors="replace").splitlines():
         addresses, access, _, _, inode, *name = line.split(maxsplit=5)
         if access == "rw-p" and inode == "0" and (not name or name[0] == "[heap]"):
             start, end = addresses.split("-")

@@ -125,7 +125,7 @@ def features() -> dict[str, int]:
 def loaded_variant() -> str | None:
     """The kernels of a portable build that this process uses, by ggml's name; None for other builds and systems."""
     try:
-        maps = Path("/proc/self/maps").read_text(errors="replace")
+        maps = Path("/proc/self/maps").read_text("utf-8", errors="replace")
     except OSError:
         return None
     found = VARIANT.search(maps)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgeft.errors import ArtifactError
+from edgeft.machine.files import open_to_read, owned_by_us
 
 MAGIC = b"edgeft prefix 1\n"
 SUFFIX = ".prefix"
@@ -83,7 +84,7 @@ class PrefixCache:
             return None
         path = self._file(self._folder, key)
         try:
-            with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+            with os.fdopen(open_to_read(path), "rb") as file:
                 if not _is_ours(os.fstat(file.fileno())):
                     return None
                 head = file.read(len(MAGIC) + HASH_BYTES)
@@ -128,5 +129,4 @@ def _key(ids: Sequence[int]) -> bytes:
 
 def _is_ours(status: os.stat_result) -> bool:
     """Whether a file is a plain one that nobody but this user can have written."""
-    mine = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
-    return mine and stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES
+    return owned_by_us(status) and stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgeft.children import ask_once
 from edgeft.errors import EdgeftError, RuntimeFault
+from edgeft.machine.process import limit_memory
 from edgeft.runtime.header import check_gguf
 from edgeft.runtime.loading import load
 from edgeft.runtime.onnx_file import check_onnx, find_file, holds_onnx
@@ -70,7 +71,7 @@ def main() -> int:
     order = json.load(sys.stdin)
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever the backend prints is no answer
-    _limit(order["memory_bytes"])
+    limit_memory(order["memory_bytes"])
     try:
         result = asdict(_try(Path(order["path"])))
     except EdgeftError as error:
@@ -138,18 +139,6 @@ def _check_logits(path: Path, model: "Model", prompt: list[int]) -> None:
             f"{path}: {np.count_nonzero(~finite)} of {finite.size} logits are not finite; its weights are damaged "
             "or its hyper-parameters wrong; export or copy it again"
         )
-
-
-def _limit(memory_bytes: int) -> None:
-    """Bound the address space and write no core file, where the system can."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    for what, limit in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(what)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(what, (limit, hard))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from edgeft.artifact import Artifact
-from edgeft.bench.host import peak_rss_bytes
 from edgeft.bench.metrics import score_texts
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
+from edgeft.machine.process import peak_rss_bytes
 from edgeft.recipe import Recipe
 from edgeft.sections.distill import Distill
 from edgeft.stages._json import write_json

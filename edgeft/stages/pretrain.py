@@ -86,5 +86,5 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         "tokens": float(result.tokens),
         "seconds": result.seconds,
     }
-    (out / "summary.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "summary.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     return metrics

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from edgeft.artifact import MANIFEST, Artifact
-from edgeft.bench.host import peak_rss_bytes
 from edgeft.console import Log
 from edgeft.errors import RecipeError
 from edgeft.export.folder import open_checkpoint, read_folder
 from edgeft.export.gguf.architectures.layout import lay_out
 from edgeft.export.gguf.grids import SourceGrid, source_grids
+from edgeft.machine.process import peak_rss_bytes
 from edgeft.quant.recovery import recover
 from edgeft.quant.rounded import LowRank
 from edgeft.recipe import Recipe

@@ -10,9 +10,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from edgeft.artifact import Artifact, write_atomic
-from edgeft.bench.host import peak_rss_bytes
 from edgeft.console import Log
 from edgeft.errors import ModelError, RecipeError
+from edgeft.machine.process import peak_rss_bytes
 from edgeft.recipe import Recipe
 from edgeft.sections import Phase, Train
 from edgeft.stages._classifier import read_labels, watch_validation, write_evaluation

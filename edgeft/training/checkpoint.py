@@ -22,8 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from edgeft.artifact import sync, write_refused
+from edgeft.artifact import write_refused
 from edgeft.errors import ArtifactError
+from edgeft.machine.files import sync
 
 FILE, PREVIOUS = "state.pt", "state.previous.pt"
 TEMPORARY = ".tmp"

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edgeft.artifact import sync, write_atomic
+from edgeft.artifact import write_atomic
+from edgeft.machine.files import sync
 from edgeft.training.reporting import Reporter
 
 

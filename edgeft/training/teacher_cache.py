@@ -10,12 +10,11 @@ trials that differ in anything else share the folder. A shard is one unit of wor
 whole stay, one whose content is not its hash is computed again.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from edgeft.artifact import refused_writes, sha256_file, write_atomic, writing
 from edgeft.console import Log
 from edgeft.errors import ArtifactError
+from edgeft.machine.locks import locked
 from edgeft.training.batches import TokenSet
 from edgeft.training.cache_format import (
     Layout,
@@ -304,9 +304,8 @@ def _path(folder: Path, shard: int, kind: str) -> Path:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait until nobody else computes into `folder`."""
-    with refused_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        with refused_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / "lock"))
         yield

@@ -20,7 +20,7 @@ IDLE = {"steal_share": 0.0, "others_share": 0.0}
 def test_memory_of_the_parent_is_not_the_childs() -> None:
     ballast = np.ones(40_000_000)  # 320 MB, touched
     code = (
-        "import resource; from edgeft.bench.host import peak_rss_bytes\n"
+        "import resource; from edgeft.machine.process import peak_rss_bytes\n"
         "print(peak_rss_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
-from edgeft.artifact import refused_writes, sync
+from edgeft.artifact import refused_writes
 from edgeft.console import Log
 from edgeft.errors import ModelError, UsageError
 from edgeft.export.folder import read_folder
@@ -26,6 +26,7 @@ from edgeft.export.gguf.model_config import config_of, pooling_files
 from edgeft.export.gguf.model_tokenizer import tokenizer_files
 from edgeft.export.gguf.read import GgufFile, open_gguf
 from edgeft.export.gguf.verify import verify_vocabulary
+from edgeft.machine.files import sync
 
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
 """transformers' name -> safetensors' name and bytes of a weight."""

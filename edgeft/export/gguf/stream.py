@@ -6,7 +6,6 @@ are the same whatever the threads, and rows independent: so are the bytes.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgeft.export.gguf.architectures import TensorRule
 from edgeft.export.gguf.architectures.base import unchanged
 from edgeft.export.gguf.header import Slot
 from edgeft.export.writers import Writers
+from edgeft.machine.files import write_at
 from edgeft.quant import ggml
 from edgeft.quant.ggml import GgmlType
 
@@ -166,9 +166,7 @@ def _write(file: int, start: int, piece: _Piece, weights: Weights, rounder: Roun
     packed = _pack(piece, weights, rounder)
     at = start + piece.target.slot.start + piece.first * piece.target.row_bytes
     view = packed.data.cast("B")
-    while view:
-        n_written = os.pwrite(file, view, at)
-        view, at = view[n_written:], at + n_written
+    write_at(file, view, at)
     return piece.n_weights
 
 

@@ -6,7 +6,6 @@ same whatever the threads, and rows independent: so are the bytes.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from edgeft.export.gguf.stream import Weights
 from edgeft.export.onnx.graph import FLOATS, Slot
 from edgeft.export.onnx.settings import Rounder
 from edgeft.export.writers import Writers
+from edgeft.machine.files import write_at
 from edgeft.quant.grids.onnx import MatMulNBits
 
 PIECE_WEIGHTS = 1 << 18
@@ -130,6 +130,4 @@ def _floats(values: np.ndarray, slot: Slot, sources: str) -> np.ndarray:
 
 def _put(file: int, at: int, values: np.ndarray) -> None:
     view = np.ascontiguousarray(values).data.cast("B")
-    while view:
-        n_written = os.pwrite(file, view, at)
-        view, at = view[n_written:], at + n_written
+    write_at(file, view, at)
