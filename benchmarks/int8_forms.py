@@ -28,7 +28,6 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 from onnx_encoder import BATCH, Form, accuracies, show, speeds
 from transformers import AutoTokenizer
@@ -46,6 +45,7 @@ from edgeft.machine.process import load_average
 from edgeft.runtime.int8_pairs import adds_in_16_bits, find_overflow
 from edgeft.runtime.onnx_file import check_onnx
 from edgeft.runtime.onnx_session import WIDE_SUMS
+from edgeft.runtime.ort import onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = "DynamicQuantizeMatMul"

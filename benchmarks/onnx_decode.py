@@ -34,6 +34,7 @@ from gguf_export import make_model
 
 from edgeft.bench.host import describe_host, versions
 from edgeft.console import silent_log
+from edgeft.machine.silence import no_telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 N_PROMPT, N_GEN = 16, 32
@@ -95,6 +96,7 @@ for _ in sys.stdin:
 
 
 def main() -> None:
+    no_telemetry()  # children inherit it
     if sys.argv[1:2] == ["--ours"]:
         answer_turns(Path(sys.argv[2]), int(sys.argv[3]))
         return

@@ -24,20 +24,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 from edgeft.artifact import write_atomic
 from edgeft.bench.encoder import text_of
 from edgeft.bench.examples import read_examples, take
-from edgeft.bench.host import backend_versions, describe_host, load_average
+from edgeft.bench.host import backend_versions, describe_host
 from edgeft.console import silent_log
 from edgeft.export.onnx.encoders import EncoderSettings, export_encoder
 from edgeft.machine.instruction_sets import instruction_sets
+from edgeft.machine.process import load_average
 from edgeft.parity.numbers import kl_divergence
+from edgeft.runtime.ort import imported, onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 32
@@ -110,11 +110,14 @@ def export_all(model_dir: Path, folder: Path, texts: Sequence[str], tokenizer: A
         paths[name] = out / "model.onnx"
     paths[TRACED] = traced(model_dir, folder / "traced.onnx", tokenizer)
     model = onnx.load(paths[TRACED])
+    quantization = imported("onnxruntime.quantization")
     del model.graph.value_info[:]  # a shape in there is wrong, and the quantizer stops at it
     floats = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # what fused operators give out, of which it knows nothing
     for name, per_channel in ((TENSOR, False), (CHANNEL, True)):
         paths[name] = folder / f"traced-{per_channel}.onnx"
-        quantize_dynamic(model, paths[name], per_channel=per_channel, weight_type=QuantType.QInt8, extra_options=floats)
+        quantization.quantize_dynamic(
+            model, paths[name], per_channel=per_channel, weight_type=quantization.QuantType.QInt8, extra_options=floats
+        )
     return paths
 
 

@@ -25,6 +25,7 @@ from peers import SHAPES
 
 from edgeft.bench.host import backend_versions, describe_host
 from edgeft.export.folder import open_checkpoint
+from edgeft.machine.silence import no_telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "edgeft"
@@ -71,6 +72,7 @@ for name in ("fp32.onnx", "fp32.onnx.data"):
 
 
 def main() -> None:
+    no_telemetry()  # children inherit it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genai", default=os.environ.get("EDGEFT_GENAI"), help="folder with onnxruntime_genai")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["smollm2-135m", "qwen2.5-0.5b"])

@@ -24,6 +24,7 @@ from edgeft.bench.host import describe_host, versions
 from edgeft.console import silent_log
 from edgeft.export.onnx.export import export_onnx
 from edgeft.export.onnx.settings import OnnxSettings
+from edgeft.machine.silence import no_telemetry
 from edgeft.runtime import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,7 @@ Run = Callable[[Path, str], dict[str, Any]]
 
 
 def main() -> None:
+    no_telemetry()  # children inherit it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--genai", type=Path, default=os.environ.get("ONNXRUNTIME_GENAI"))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -28,6 +27,7 @@ from edgeft.console import silent_log
 from edgeft.export.onnx.export import export_onnx
 from edgeft.export.onnx.settings import OnnxSettings
 from edgeft.parity.numbers import kl_divergence, top1_agrees
+from edgeft.runtime.ort import onnxruntime
 from tests.export.onnx.sessions import greedy, open_graph, prompts, torch_greedy, torch_logits
 from tests.tiny_models import DECODERS, make_model
 

@@ -27,6 +27,7 @@ from edgeft.export.onnx.export import export_onnx, lay_out_decoder
 from edgeft.export.onnx.groups import groups_of
 from edgeft.export.onnx.matrices import onnx_rules
 from edgeft.export.onnx.settings import EIGHT_BITS_SINCE, OnnxSettings
+from edgeft.machine.silence import no_telemetry
 from edgeft.quant.calibration import Calibration
 from edgeft.quant.grids.onnx import MatMulNBits, matrix_bytes
 from edgeft.quant.onnx_auto import calibrated_rounder, plan_grids
@@ -38,6 +39,7 @@ GENAI, REFERENCE = "genai, int4 default", "fp32"
 
 
 def main() -> None:
+    no_telemetry()  # children inherit it
     parser = parser_of(__doc__, RESULTS)
     parser.add_argument("--genai", type=Path, default=os.environ.get("EDGEFT_GENAI"))
     arguments = parser.parse_args()

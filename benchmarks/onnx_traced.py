@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from transformers.exporters import OnnxConfig, OnnxExporter
 from transformers.exporters.utils import decompose_for_generation
 
+from edgeft.runtime.ort import imported
+
 CACHE = re.compile(r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s")
 PREFIXES = {"input": "past_key_values", "output": "present"}
 
@@ -64,7 +66,7 @@ def trace(model_dir: Path, path: Path) -> None:
 
 def pack(plain: Path, path: Path) -> None:
     """The matrices in 4 bits."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    MatMulNBitsQuantizer = imported("onnxruntime.quantization.matmul_nbits_quantizer").MatMulNBitsQuantizer  # noqa: N806
 
     quantizer = MatMulNBitsQuantizer(onnx.load(plain), block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()

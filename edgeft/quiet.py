@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from edgeft.machine.silence import no_telemetry
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # nothing is fetched behind the user's back
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
@@ -18,6 +19,7 @@ ENVIRONMENT = {
 
 def quiet_libraries() -> None:
     """To be called before the heavy libraries are imported; what the user set in the environment stays."""
+    no_telemetry()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeft.machine.silence import no_telemetry
+
 REPO_ROOT = Path(__file__).resolve().parent.parent
+no_telemetry()  # before a test module imports onnxruntime through another library
 
 
 @pytest.fixture(scope="session")

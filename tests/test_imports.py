@@ -4,6 +4,7 @@ Imports inside functions count as well: a dependency that comes later is a depen
 """
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -64,11 +65,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "export": (
         {"artifact", "children", "console", "errors", "quant", "runtime"},
-        {"numpy", "gguf", "llama_cpp", "onnx", "onnxruntime", "tokenizers"},
+        {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
     ),
     "parity": (
         {"artifact", "console", "conversation", "errors", "export", "quant", "runtime", "training"},
-        TORCH | {"onnx", "onnxruntime"},
+        TORCH | {"onnx"},
     ),
     "stages": (
         {
@@ -155,3 +156,31 @@ def test_the_device_zone_has_one_library_a_backend() -> None:
         text = path.read_text(encoding="utf-8")
         if not path.name.startswith("llama"):
             assert "import llama_cpp" not in text, path
+
+
+# What loads onnxruntime's library when it is imported.
+ONNXRUNTIME = re.compile(r"(import|from) (onnxruntime|optimum\.onnxruntime)|onnxruntime_genai")
+DOOR = "runtime/ort.py"
+
+
+def test_onnxruntime_has_one_door() -> None:
+    """Behind it telemetry is off; whoever imports it another way reports the user's work to its vendor."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).as_posix() != DOOR]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(f"{name} ".startswith(("onnxruntime", "optimum.onnxruntime")) for name in names), path
+
+
+def test_the_door_closes_telemetry_before_the_import() -> None:
+    text = (PACKAGE / DOOR).read_text(encoding="utf-8")
+    assert text.index("\nno_telemetry(OF_ONNXRUNTIME)") < text.index("\nimport onnxruntime")
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "recipes"])
+def test_scripts_beside_the_package_close_it_as_well(folder: str) -> None:
+    for path in (PACKAGE.parent / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if ONNXRUNTIME.search(text):
+            assert "edgeft.runtime.ort import" in text or "    no_telemetry()" in text, path

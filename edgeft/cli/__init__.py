@@ -10,6 +10,7 @@ import click
 
 from edgeft import __version__
 from edgeft.errors import EdgeftError
+from edgeft.machine.silence import no_telemetry
 
 INTERRUPTED = 130
 
@@ -81,6 +82,7 @@ def edgeft(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 fine, 1 error, 2 wrong usage, 3 a budget is not met, 130 interrupted."""
+    no_telemetry()
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

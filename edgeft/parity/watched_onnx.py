@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
 from edgeft.runtime.onnx_cache import NUMPY_TYPES, PAST, PRESENT
 from edgeft.runtime.onnx_file import check_onnx, find_file
 from edgeft.runtime.onnx_session import choose_providers, exact_sums, run_fault
+from edgeft.runtime.ort import onnxruntime
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime_session_options_config_keys.h."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgeft.errors import ModelError, RuntimeFault
 from edgeft.runtime.base import SCORE_FLOATS, TextModel
@@ -16,6 +15,7 @@ from edgeft.runtime.onnx_decoder import open_decoder
 from edgeft.runtime.onnx_file import find_file
 from edgeft.runtime.onnx_session import open_session
 from edgeft.runtime.onnx_vocabulary import OnnxVocabulary
+from edgeft.runtime.ort import onnxruntime
 
 N_BATCH = 512
 """Most tokens of a prompt run at once."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgeft.errors import ModelError
+from edgeft.runtime.ort import onnxruntime
 
 PAST, PRESENT = "past_key_values.", "present."
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from edgeft.errors import ModelError
 from edgeft.runtime.onnx_cache import (
@@ -26,6 +25,7 @@ from edgeft.runtime.onnx_cache import (
 )
 from edgeft.runtime.onnx_file import OnnxFile
 from edgeft.runtime.onnx_session import DEVICES, run_fault
+from edgeft.runtime.ort import onnxruntime
 
 IDS, MASK, POSITIONS, KEEP, LOGITS = "input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "logits"
 MASKS_AHEAD = 64

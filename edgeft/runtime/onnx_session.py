@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from edgeft.errors import Int8Warning, RuntimeFault, UsageError
 from edgeft.machine.cores import usable_cores
 from edgeft.runtime.huge_pages import on_huge_pages
 from edgeft.runtime.int8_pairs import adds_in_16_bits, find_overflow
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx
+from edgeft.runtime.ort import onnxruntime
 
 CPU = "CPUExecutionProvider"
 DEVICES = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import transformers
@@ -22,6 +21,7 @@ from edgeft.export.onnx.int8_columns import quantize_columns
 from edgeft.runtime.encoder import EncoderModel
 from edgeft.runtime.int8_pairs import find_overflow
 from edgeft.runtime.onnx_file import check_onnx
+from edgeft.runtime.ort import onnxruntime
 from tests.tiny_encoder import KINDS, WORDS, word_tokenizer
 
 TASKS = {

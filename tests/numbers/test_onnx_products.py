@@ -8,9 +8,10 @@ import itertools
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx import NodeProto, helper, numpy_helper
+
+from edgeft.runtime.ort import onnxruntime
 
 K, N = 288, 33
 

@@ -7,9 +7,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnxruntime.capi import _pybind_state as ort
 
 from edgeft.quant.ggml import GgmlType, quantize
 from edgeft.quant.grids.codes import LAYOUTS, put_codes, take_apart
@@ -17,6 +15,7 @@ from edgeft.quant.grids.fake import round_rows
 from edgeft.quant.grids.onnx import MatMulNBits
 from edgeft.quant.grids.onnx import dequantize as onnx_dequantize
 from edgeft.quant.grids.onnx import quantize as onnx_quantize
+from edgeft.runtime.ort import imported, onnxruntime
 
 GRIDS = [MatMulNBits(bits, size, symmetric) for bits in (4, 8) for size in (32, 64, 128) for symmetric in (True, False)]
 COLS = 256
@@ -129,6 +128,7 @@ def quantized_by_onnxruntime(rows: np.ndarray, grid: MatMulNBits) -> tuple[np.nd
     codes = np.zeros((n, n_blocks, grid.block_size // per_byte), np.uint8)
     scales = np.zeros((n, n_blocks), np.float32)
     zero_points = np.zeros((n, -(-n_blocks // per_byte)), np.uint8)
+    ort = imported("onnxruntime.capi._pybind_state")
     function = ort.quantize_matmul_4bits if grid.bits == 4 else ort.quantize_matmul_8bits
     function(codes, padded, scales, zero_points, grid.block_size, n, len(padded), grid.symmetric)
     return codes, scales, zero_points

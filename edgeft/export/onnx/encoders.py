@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
@@ -34,6 +33,7 @@ from edgeft.export.onnx.encoder_ranges import CalibrateMethod, Runs, find_ranges
 from edgeft.export.onnx.encoder_scalings import find_scalings
 from edgeft.export.onnx.folder import SUFFIXES, add_to_config, copy_files, say_external_data
 from edgeft.export.onnx.int8_columns import quantize_columns, quantize_pairs
+from edgeft.runtime.ort import onnxruntime
 
 EncoderDtype = Literal["fp32", "fp16", "int8", "int8_static"]
 EncoderLayout = Literal["plain", "transformers.js"]

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+
+from edgeft.runtime.ort import onnxruntime
 
 N_TOKENS = 64
 PADDED = (0, 17, 33)

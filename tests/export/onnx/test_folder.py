@@ -99,7 +99,7 @@ def test_genai_generates_the_same_tokens(folder: Path, tmp_path: Path) -> None:
 OTHERS = [path for path in os.environ.get("EDGEFT_ONNXRUNTIMES", "").split(os.pathsep) if path]
 LOAD = """
 import json, sys
-import onnxruntime
+from edgeft.runtime.ort import onnxruntime
 from pathlib import Path
 from tests.export.onnx.sessions import greedy, open_graph
 import numpy as np

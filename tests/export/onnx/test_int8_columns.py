@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeft.export.onnx.int8_columns import quantize_columns, quantize_pairs
+from edgeft.runtime.ort import onnxruntime
 
 LIMIT = 32767
 """Of a signed integer of 16 bits."""
