@@ -9,12 +9,12 @@ import os
 from importlib import import_module
 from typing import Any
 
-from edgeft.machine.silence import OF_ONNXRUNTIME, TELEMETRY_OFF, no_telemetry
+from edgeft.machine.silence import OF_ONNXRUNTIME, no_telemetry
 
 no_telemetry(OF_ONNXRUNTIME)
 import onnxruntime  # noqa: E402  the line above has to come first
 
-if os.environ[OF_ONNXRUNTIME] == TELEMETRY_OFF[OF_ONNXRUNTIME]:
+if os.environ[OF_ONNXRUNTIME].lower() in ("1", "true", "on", "yes"):
     # An application may have imported onnxruntime before us: what has begun ends here.
     onnxruntime.disable_telemetry_events()
 
