@@ -131,6 +131,7 @@ def open_prompt(model: "TextModel", text: str, *, system: str | None) -> tuple[s
     """The prompt of a user's `text` behind a system message: its text, its tokens, and how many are its prefix."""
     user = {"role": "user", "content": text}
     messages = with_system([user], model.defaults.system if system is None else system)
+    model.check_chat(messages, None)
     prompt = model.render(messages)
     ids = model.tokenize(prompt)
     return prompt, ids, _n_prefix(messages, ids, lambda chat: model.tokenize(model.render(chat)))

@@ -1,6 +1,8 @@
 """Reading the test set."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,13 +16,41 @@ def test_read(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text(f'{GOOD}\n\n{GOOD[:-1]}, "tools": [{{"name": "t"}}], "id": 3}}\n')
     prompt = ({"role": "user", "content": "q"},)
-    assert read_examples(path) == [Example(prompt, "a"), Example(prompt, "a", ({"name": "t"},), {"id": 3})]
+    tool = {"type": "function", "function": {"name": "t"}}
+    assert read_examples(path) == [Example(prompt, "a"), Example(prompt, "a", (tool,), {"id": 3})]
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "t", "arguments": '{"a": 1}'}}
+TOOL = {"type": "function", "function": {"name": "t"}}
+PADDED = {"type": "function", "function": {"name": "t", "strict": None}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "tools"),
+    [
+        ({"content": None, "tool_calls": [CALL]}, {"tools": [TOOL]}),
+        ({"tool_calls": json.dumps([CALL])}, {"tools": json.dumps([TOOL])}),
+        ({"content": None, "function_call": CALL["function"]}, {"functions": [TOOL["function"]]}),
+        ({"content": "", "function_call": CALL["function"]}, {"tools": [PADDED]}),
+    ],
+)  # fmt: skip
+def test_every_form_of_tool_data_is_read_alike(tmp_path: Path, answer: dict[str, Any], tools: dict[str, Any]) -> None:
+    path = tmp_path / "test.jsonl"
+    line = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", **answer}], **tools}
+    path.write_text(json.dumps(line) + "\n")
+    (example,) = read_examples(path)
+    assert example.answer == '[{"name": "t", "arguments": "{\\"a\\": 1}"}]'
+    assert example.tools == (TOOL,)
+    assert example.message["tool_calls"][0]["function"] == CALL["function"]
+    assert not {"functions", "function_call"} & {*example.fields, *example.message}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{oops", r"test.jsonl:2: not JSON"),
+        ("[" * 100_000, r"test.jsonl:2: nested too deeply"),
+        (f'{GOOD[:-1]}, "tools": "t"}}', r"test.jsonl:2: tools is neither a list"),
         ("[]", r"test.jsonl:2: needs \"messages\""),
         ('{"messages": "hello"}', r"test.jsonl:2: needs \"messages\""),
         ('{"messages": []}', r"test.jsonl:2: the last message must be the assistant's"),

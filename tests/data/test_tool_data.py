@@ -12,6 +12,7 @@ from edgeft.data.chat import read_chat
 from edgeft.data.chatml import CHATML, PLAIN_CHATML
 from edgeft.data.check.engine import Checked, FileSummary
 from edgeft.data.check.tokens import count_tokens
+from edgeft.data.importing import import_examples
 from edgeft.data.plain import read_texts
 from edgeft.data.preferences import encode_pairs, read_pairs
 from edgeft.data.preview import preview
@@ -194,6 +195,27 @@ def test_a_line_that_cannot_be_used_is_named(line: str, said: str, tmp_path: Pat
     path = written(tmp_path, json.dumps({"messages": [USER, DONE]}), line)
     with pytest.raises(DataError, match=rf"(?s)t\.jsonl:2: .*{said}"):
         read_chat(path)
+
+
+@pytest.mark.parametrize("answer", [OLDER, {**OLDER, "content": None}, FORMS["packed"], calling(content="")])
+@pytest.mark.parametrize("form", ["chat", "dpo", "preference"])
+def test_import_writes_the_form_of_today(form: str, answer: dict[str, Any], tmp_path: Path) -> None:
+    """Rapid-MLX#465, OpenPipe#338: copied through, then not learned."""
+    rows = {
+        "chat": {"messages": [USER, answer]},
+        "dpo": {"prompt": [USER], "chosen": [answer], "rejected": [DONE]},
+        "preference": {"input": {"messages": [USER]}, "preferred_output": [answer], "non_preferred_output": [DONE]},
+    }
+    path = written(tmp_path, rows[form] | {"functions": [LIGHT]})
+    reading = read_examples(path)
+    done = import_examples(reading, tmp_path / "out.jsonl")
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row["messages"][1]["tool_calls"][0]["function"]["name"] == "light"
+    assert row["messages"][1]["content"] == ""
+    assert row["tools"] == TOOLS
+    assert not {"function_call", "functions"} & (set(row) | set(row["messages"][1]))
+    assert any(what.startswith("older or packed form") for what in done.losses)
+    assert not reading.problems
 
 
 def test_half_a_character_in_a_document_is_named(tmp_path: Path) -> None:
