@@ -201,7 +201,7 @@ def test_a_line_that_cannot_be_used_is_named(line: str, said: str, tmp_path: Pat
 @pytest.mark.parametrize("form", ["chat", "dpo", "preference"])
 def test_import_writes_the_form_of_today(form: str, answer: dict[str, Any], tmp_path: Path) -> None:
     """Rapid-MLX#465, OpenPipe#338: copied through, then not learned."""
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "chat": {"messages": [USER, answer]},
         "dpo": {"prompt": [USER], "chosen": [answer], "rejected": [DONE]},
         "preference": {"input": {"messages": [USER]}, "preferred_output": [answer], "non_preferred_output": [DONE]},
