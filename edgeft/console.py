@@ -83,9 +83,22 @@ class _PlainProgress:
             return
         self.said = now
         rate = (done - self.start) / max(now - self.started, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if self.start < done <= self.total else ""
+        left = time_left(done, self.total, rate)
         tail = f"  {note}" if note else ""
-        self.log.say(f"{self.label}: {done}/{self.total} {self.unit}, {rate:.3g}/s{left}{tail}")
+        self.log.say(f"{self.label}: {done}/{self.total} {self.unit}, {rate:.3g}/s{left and f', {left} left'}{tail}")
+
+
+def time_left(done: float, total: float, rate: float) -> str:
+    """What `total - done` units take at the mean `rate` a second so far, as `42 s`, `7:05` or `2:50:00`; empty where
+    nothing is known yet."""
+    if rate <= 0 or done > total:
+        return ""
+    seconds = round((total - done) / rate)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class _BarLog:
@@ -116,25 +129,26 @@ class _BarLog:
 
 class _BarProgress:
     def __init__(self, bars: Any, label: str, total: int, unit: str, start: int) -> None:
-        self.bars, self.unit, self.start = bars, unit, start
-        self.task = bars.add_task(label, total=total, completed=start, unit=unit, rate="", note="")
+        self.bars, self.total, self.start = bars, total, start
+        self.task = bars.add_task(label, total=total, completed=start, unit=unit, rate="", left="", note="")
         self.started = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
         rate = (done - self.start) / max(time.monotonic() - self.started, 1e-9)
-        self.bars.update(self.task, completed=done, rate=f"{rate:.3g}/s", note=note)
+        left = time_left(done, self.total, rate)
+        self.bars.update(self.task, completed=done, rate=f"{rate:.3g}/s", left=left and f"{left} left", note=note)
 
 
 def _new_bars(stream: TextIO) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]} {task.fields[rate]}", markup=False),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[left]}", markup=False),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(file=stream),
         transient=True,

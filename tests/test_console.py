@@ -2,7 +2,9 @@
 
 import io
 
-from edgeft.console import silent_log, terminal_log
+import pytest
+
+from edgeft.console import silent_log, terminal_log, time_left
 
 
 class Terminal(io.StringIO):
@@ -25,6 +27,20 @@ def test_a_file_gets_plain_lines() -> None:
         progress.update(1, "loss 2.0")
         log.say("between")
     assert stream.getvalue() == "starting\nbetween\n"  # progress speaks only after ten seconds
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "rate", "said"),
+    [
+        (7, 144, 0.0134, "2:50:24"),  # a step of 75 seconds: 137 more are 10,224 s
+        (64, 100, 0.773, "47 s"),
+        (0, 10, 0.0, ""),
+        (5, 10, 0.05, "1:40"),
+        (11, 10, 1.0, ""),
+    ],
+)
+def test_the_time_left_is_known_however_long_a_step_takes(done: int, total: int, rate: float, said: str) -> None:
+    assert time_left(done, total, rate) == said
 
 
 def test_a_terminal_gets_a_bar() -> None:

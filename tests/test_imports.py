@@ -45,8 +45,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "torch_dtype": ({"bench.products", "bench.remembered", "console", "errors", "recipe"}, set()),
     "training_memory": ({"errors"}, set()),
     "preflight": (
-        {"artifact", "bench.noise", "bench.products", "bench.remembered", "console", "errors", "pipeline", "plan",
-         "recipe", "sections", "torch_dtype", "training_memory"},
+        {"artifact", "bench.noise", "bench.passes", "bench.remembered", "console", "errors", "pipeline", "plan",
+         "recipe", "sections", "torch_dtype", "training.automatic", "training_memory"},
         {"torch"},
     ),
     "doctor": (

@@ -1,16 +1,27 @@
 """Predictions: shapes against transformers, tokens against the prepared data, costs that move the right way."""
 
+import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from edgeft.console import silent_log
+from edgeft.console import silent_log, terminal_log
 from edgeft.errors import ModelError
 from edgeft.pipeline import inspect, run
 from edgeft.plan import CLASSIFIER, STAGES
 from edgeft.preflight import BITS_PER_WEIGHT, COSTS, Estimate, Shape, Tokens, estimate, read_shape
-from edgeft.preflight.machine import CACHE_BYTES, PEAK, REFERENCE, Speed, speed_of_this_machine
+from edgeft.preflight.machine import (
+    CACHE_BYTES,
+    FLOAT32_PRODUCTS,
+    PEAK,
+    REFERENCE,
+    Speed,
+    bfloat16_by_instructions,
+    speed_of_this_machine,
+)
 from edgeft.preflight.training import (
     CHECKPOINT_BYTES_PER_S,
     ENCODER_EXTRA,
@@ -139,6 +150,7 @@ CANARY = 4 * 2000 * (LINEAR + HEAD)
 def built(**train: object) -> Recipe:
     given = {"method": "full", "num_train_epochs": 2, "batch_tokens": 1000, "memory_budget": "100GB"}
     given |= {"torch_dtype": "float32", **train}
+    given = {name: value for name, value in given.items() if value is not None}
     data = dict.fromkeys(("train", "validation", "test", "text", "preference"), "-")
     return Recipe.build({"name": "demo", "data": data, "train": given}, Path())
 
@@ -242,7 +254,15 @@ def test_more_work_takes_longer(more: dict[str, object], less: dict[str, object]
 
 def test_unknown_stays_unknown() -> None:
     assert cost(None).seconds is None
-    assert cost(hyperparameters="auto").seconds is None  # epochs and batch are chosen from the prepared data
+    assert cost(None, hyperparameters="auto").seconds is None
+
+
+def test_automatic_hyperparameters_are_foreseen() -> None:
+    """250 examples of a small model: 5 epochs (1,000 examples seen, and hidden size below 512), and 512 tokens a step
+    by the table of `training.automatic`."""
+    tokens = Tokens(10_000, 100, 50.0, train_examples=250, given=10_000, longest=300)
+    chosen = cost(tokens, hyperparameters="auto", num_train_epochs=None, batch_tokens=None)
+    assert chosen == cost(tokens, num_train_epochs=5, batch_tokens=512)
 
 
 @pytest.mark.parametrize("chosen", [{}, {"use_dora": True}, {"target_modules": ["q", "down"]}])
@@ -281,6 +301,34 @@ def test_this_machine_is_measured_and_remembered(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     speed = speed_of_this_machine(silent_log(), tmp_path)
     assert min(speed.bfloat16, speed.float32) > 1e8
+
+
+FAILS = (sys.executable, "-c", "raise SystemExit('no BLAS')")
+
+
+def test_a_machine_that_cannot_be_measured_is_taken_for_that_of_the_table(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    stream = io.StringIO()
+    failing = dataclasses.replace(FLOAT32_PRODUCTS, command=FAILS)
+    speed = speed_of_this_machine(terminal_log(stream), tmp_path, failing)
+    assert speed.float32 == REFERENCE.float32
+    assert "no BLAS" in stream.getvalue()
+    assert "the minutes below are of the reference machine" in stream.getvalue()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sets", "share"),
+    [
+        (("avx2", "avx512f", "avx512_bf16"), 4.39),
+        (("neon", "bf16"), 4.39),
+        (("avx2", "avx512f"), 1.0),
+        (("avx2",), 0.11),
+    ],
+)
+def test_bfloat16_is_told_by_its_instructions(sets: tuple[str, ...], share: float) -> None:
+    """470 and 107 GFLOP/s were measured with AVX-512 and its bfloat16 products, 7.7 and 70 with AVX2 alone."""
+    assert bfloat16_by_instructions(1.0, sets) == pytest.approx(share, rel=0.01)
 
 
 def test_a_machine_without_torch_is_taken_for_that_of_the_table(

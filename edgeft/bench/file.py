@@ -137,6 +137,10 @@ def _roofline(measurement: Measurement, setup: Setup, log: "Log") -> dict[str, A
         return {"absent": "only the processor's bounds are measured, and a GPU took part"}
     if measurement.work is None:
         return {"absent": "the backend does not say what the model reads and multiplies"}
-    peaks = roofline.machine(measurement.host["n_threads"], log)
+    try:
+        peaks = roofline.machine(measurement.host["n_threads"], log)
+    except RuntimeFault as error:  # what was measured of the model is worth more than what it is held against
+        log.say(f"{error}\nThe speed is not held against this machine's limits.")
+        return {"absent": f"this machine's limits could not be measured: {str(error).splitlines()[0]}"}
     work = roofline.Work(**measurement.work)
     return roofline.shares(peaks, work, measurement.summary(), measurement.mean_position())

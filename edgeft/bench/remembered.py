@@ -1,20 +1,24 @@
 """What a child process measures of this machine, once: kept for each host in the user's cache folder.
 
+What was measured while the machine was busy is kept too, marked `noisy`, and measured again when it is quiet.
+
 A child, because the libraries that measure are loaded with the environment they want, and gone again afterwards.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import write_atomic
-from edgeft.bench.host import describe_host
+from edgeft.bench.host import describe_host, load_average
 from edgeft.children import ask_once
 from edgeft.errors import ArtifactError, RuntimeFault
+from edgeft.machine.cores import usable_cores
+from edgeft.machine.instruction_sets import effective_instruction_sets
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -23,7 +27,10 @@ ONE_BLAS_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
 """The children make their own threads; the libraries read these when they are loaded."""
-TIMEOUT_S = 120
+TIMEOUT_S = 10.0
+"""Every probe measures for a second at most; the rest is for a busy machine to load its libraries."""
+QUIET_LOAD = 0.3
+"""Load average a core below which a machine counts as quiet enough to measure again."""
 IDENTIFYING = ("cpu", "memory_bytes", "os", "governor", "turbo")
 
 
@@ -39,25 +46,45 @@ class Probe:
     otherwise: str
 
 
-def measured_once(probe: Probe, key: str, log: "Log", folder: Path | None = None) -> dict[str, Any]:
+def measured_once(
+    probe: Probe,
+    key: str,
+    log: "Log",
+    folder: Path | None = None,
+    *,
+    quiet_now: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """What the child printed, from the cache `folder` or measured now; `key` tells settings of one host apart.
 
-    What a busy machine gave is used and not remembered. Raises RuntimeFault when the child fails.
+    What a busy machine gave is remembered as well, until `quiet_now()` (the load average unless given) allows a
+    better measurement. Raises RuntimeFault when nothing is remembered and the child fails or takes longer than
+    TIMEOUT_S.
     """
     path = (folder or cache_folder()) / f"{probe.name}-{_fingerprint()}.json"
     known = _read(path, probe.fields)
-    if key in known:
-        return known[key]
+    earlier = known.get(key)
+    if earlier is not None and not (earlier["noisy"] and (quiet_now or is_quiet)()):
+        return earlier
     log.say(f"measuring this machine's {probe.what}, once")
-    found = _measure(probe)
+    try:
+        found = _measure(probe)
+    except RuntimeFault:
+        if earlier is None:
+            raise
+        return earlier
     if found["noisy"]:
-        log.say("the machine is busy, so it is faster than measured now; not remembered")
-        return found
+        log.say("other programs are using this machine; it is measured again when they have ended")
     try:
         write_atomic(path, json.dumps(known | {key: found}, indent=1) + "\n")
     except ArtifactError as error:
         log.say(f"not remembered: {error}")
     return found
+
+
+def is_quiet() -> bool:
+    """Whether few other programs have run in the last minute; yes where the system does not say."""
+    load = load_average()
+    return load is None or load < QUIET_LOAD * usable_cores()
 
 
 def cache_folder() -> Path:
@@ -75,7 +102,8 @@ def _measure(probe: Probe) -> dict[str, Any]:
 
 def _fingerprint() -> str:
     host = describe_host()
-    return hashlib.sha256(json.dumps([host[name] for name in IDENTIFYING]).encode()).hexdigest()[:16]
+    facts = [*(host[name] for name in IDENTIFYING), effective_instruction_sets()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _read(path: Path, fields: Set[str]) -> dict[str, dict[str, Any]]:

@@ -49,16 +49,20 @@ class Work:
 def machine(n_threads: int, log: "Log", folder: Path | None = None) -> Machine:
     """The peaks of this host with `n_threads` threads, from the cache `folder` or measured now.
 
-    Those of a busy machine are used and not remembered. Raises RuntimeFault when the measuring child fails.
+    Raises RuntimeFault when the measuring child fails or takes too long.
     """
-    probe = Probe(
+    return Machine(n_threads, **measured_once(peaks_probe(n_threads), str(n_threads), log, folder))
+
+
+def peaks_probe(n_threads: int) -> Probe:
+    """What measures `n_threads` threads."""
+    return Probe(
         "roofline",
         (*KERNELS, str(n_threads)),
         {"read_bytes_per_s", "multiply_adds_per_s"},
         f"memory and multiply-adds with {n_threads} thread(s)",
         "leave it out with --no-roofline",
     )
-    return Machine(n_threads, **measured_once(probe, str(n_threads), log, folder))
 
 
 def shares(peaks: Machine, work: Work, summary: Mapping[str, Any], mean_position: float) -> dict[str, Any]:

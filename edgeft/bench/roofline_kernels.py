@@ -10,17 +10,17 @@ multiplies integers or bfloat16 may do more, so a share above 1 is possible.
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from edgeft.bench.noise import Watch, judge
+from edgeft.bench.passes import pass_seconds
 
 READ_BYTES = 256 << 20  # of all threads together: several times the last-level cache of all but the largest servers
 SIDE = 1024
-PASSES = 15
+LIMIT_S = 0.4
+"""Of each kernel. Its best pass counts: a peak is what the machine can do undisturbed."""
 
 
 def main() -> None:
@@ -31,25 +31,16 @@ def main() -> None:
     products = [np.empty((SIDE, SIDE), np.float32) for _ in range(n_threads)]
     watch = Watch()
     with ThreadPoolExecutor(n_threads) as pool:
-        read = best_seconds(lambda: list(pool.map(lambda x: float(x @ x), arrays)))
-        multiply = best_seconds(lambda: list(pool.map(lambda a, c: np.matmul(a, a, out=c), matrices, products)))
+        read = min(pass_seconds(lambda: list(pool.map(lambda x: float(x @ x), arrays)), LIMIT_S))
+        multiply = min(
+            pass_seconds(lambda: list(pool.map(lambda a, c: np.matmul(a, a, out=c), matrices, products)), LIMIT_S)
+        )
     result = {
         "read_bytes_per_s": sum(array.nbytes for array in arrays) / read,
         "multiply_adds_per_s": n_threads * SIDE**3 / multiply,
         "noisy": judge(watch.stop(), [])["noisy"],
     }
     print(json.dumps(result))
-
-
-def best_seconds(run: Callable[[], object]) -> float:
-    """The shortest of PASSES runs after one unmeasured: a peak is what the machine can do undisturbed."""
-    run()
-    times = []
-    for _ in range(PASSES):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,25 @@ most of the runs; FLOP counted as in `training`:
 Between them the rate of one thread is peak · width / (width + half), which takes the overhead of small layers for a
 share of the time, and of the work the share width / (width + SERIAL_WIDTH) is spread over the threads (Amdahl 1967).
 
-Another machine is told by its products (`products`): bfloat16 ones may be 2.5 times slower where float32 ones and
-everything else are 1.3 times slower. So the time of a bfloat16 product is taken from the time of training, and what
-is left is scaled like float32, which scales the rest of the table as it is.
+Another machine is told by its float32 products (`edgeft.bench.float32_products`), its bfloat16 products by what
+instructions it has for them: these may be 2.5 times slower where float32 ones and everything else are 1.3 times
+slower. So the time of a bfloat16 product is taken from the time of training, and what is left is scaled like float32,
+which scales the rest of the table as it is.
 """
 
 import os
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeft.bench.products import PRODUCTS
-from edgeft.bench.remembered import measured_once
+from edgeft.bench.remembered import Probe, measured_once
+from edgeft.errors import RuntimeFault
+from edgeft.machine.compute_type import BF16_PRODUCTS, BY_CONVERSION
 from edgeft.machine.cores import physical_cores
+from edgeft.machine.instruction_sets import effective_instruction_sets
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -38,11 +43,21 @@ HALF_WIDTH = {"bfloat16": 57, "float32": 155}  # hidden size at which half of it
 SERIAL_WIDTH = 300
 PROMPT_FLOPS_PER_S = 7e10  # a core, llama.cpp reading a prompt
 CACHE_BYTES = 32e6
+FLOAT32_PRODUCTS = Probe(
+    "float32-products",
+    (sys.executable, "-m", "edgeft.bench.float32_products"),
+    {"float32"},
+    "matrix products",
+    "is numpy in order?",
+)
+WITHOUT_BFLOAT16 = 0.11
+"""Speed of torch's bfloat16 products over float32's where no instruction helps (7.7 and 70 GFLOP/s, AVX2, torch
+2.13)."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s of one thread in torch's product of two matrices (`edgeft.preflight.products`), and what follows."""
+    """FLOP/s of one thread in torch's product of two matrices, and what follows."""
 
     bfloat16: float
     float32: float
@@ -77,16 +92,24 @@ REFERENCE = Speed(bfloat16=470e9, float32=107e9)
 were measured."""
 
 
-def speed_of_this_machine(log: "Log", folder: Path | None = None) -> Speed:
-    """Measured once, in seconds, and remembered in the user's cache folder (`folder`); that of the table where torch
-    is not installed: such a machine trains nothing.
-
-    Raises RuntimeFault when the measuring child fails.
-    """
+def speed_of_this_machine(log: "Log", folder: Path | None = None, probe: Probe = FLOAT32_PRODUCTS) -> Speed:
+    """Measured once, in a second, and remembered in the user's cache folder (`folder`); that of the table where torch
+    is not installed (such a machine trains nothing) and, with a note, where measuring fails or takes too long."""
     if find_spec("torch") is None:
         return REFERENCE
-    found = measured_once(PRODUCTS, "1", log, folder)
-    return Speed(found["bfloat16"], found["float32"])
+    try:
+        float32 = measured_once(probe, "1", log, folder)["float32"]
+    except RuntimeFault as error:
+        log.say(f"{error}\nThis machine could not be measured; the minutes below are of the reference machine.")
+        float32 = REFERENCE.float32
+    return Speed(bfloat16_by_instructions(float32, effective_instruction_sets()), float32)
+
+
+def bfloat16_by_instructions(float32: float, instruction_sets: Collection[str]) -> float:
+    """FLOP/s of bfloat16 products from those of float32 ones and what the processor has for them."""
+    if set(BF16_PRODUCTS) & set(instruction_sets) or not instruction_sets:
+        return float32 * REFERENCE.bfloat16 / REFERENCE.float32
+    return float32 * (1.0 if set(BY_CONVERSION) & set(instruction_sets) else WITHOUT_BFLOAT16)
 
 
 def n_threads(wanted: int | None) -> int:

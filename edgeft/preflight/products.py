@@ -2,19 +2,19 @@
 
     python -m edgeft.preflight.products
 
-Sides are those of the feed-forward layer of SmolLM2-135M over 2,048 tokens.
+Sides are those of the feed-forward layer of SmolLM2-135M over 512 tokens.
 """
 
 import json
 import statistics
-import time
 
 import torch
 
 from edgeft.bench.noise import Watch, judge
+from edgeft.bench.passes import pass_seconds
 
-TOKENS, WIDTH, INNER = 2048, 576, 1536
-PASSES = 31
+TOKENS, WIDTH, INNER = 512, 576, 1536
+LIMIT_S = 0.3
 
 
 def main() -> None:
@@ -26,14 +26,10 @@ def main() -> None:
 
 
 def flops_per_s(dtype: torch.dtype) -> float:
-    """By the median of PASSES products after one unmeasured: a training runs for minutes, not at its best moment."""
+    """By the median of the products made in LIMIT_S: a training runs for minutes, not at its best moment."""
     left, right = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
-    times = []
-    for _ in range(PASSES + 1):
-        started = time.perf_counter()
-        torch.nn.functional.linear(left, right)
-        times.append(time.perf_counter() - started)
-    return 2 * TOKENS * WIDTH * INNER / statistics.median(times[1:])
+    times = pass_seconds(lambda: torch.nn.functional.linear(left, right), LIMIT_S)
+    return 2 * TOKENS * WIDTH * INNER / statistics.median(times)
 
 
 if __name__ == "__main__":

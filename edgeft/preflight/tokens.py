@@ -27,7 +27,8 @@ class Tokens:
     """The data: tokens of the training split (variants and weights included) and of a mean test prompt, and how many
     test examples; `loss_share` of the training tokens carry loss; `text` is of documents to go on pre-training with,
     `pairs` and `pairs_validation` are of preferences, both answers and their prompt counted; `unlabelled` is of
-    questions that a teacher answers, as long as the training examples."""
+    questions that a teacher answers, as long as the training examples. `train_examples`, `given` and `longest` are the
+    examples of the training split, their tokens without variants and weights, and those of the longest."""
 
     train: float
     test_examples: float
@@ -40,6 +41,9 @@ class Tokens:
     pairs: float = 0.0
     pairs_validation: float = 0.0
     unlabelled: float = 0.0
+    train_examples: float = 0.0
+    given: float = 0.0
+    longest: float = 0.0
 
     @property
     def taught(self) -> float:
@@ -58,14 +62,15 @@ def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
     guessed = {
         name: _guess_from_lines(path, _chat) for name, path in files.items() if name not in ("text", "preference")
     }
-    test_lines, test = guessed.pop("test")
-    validation_lines, validation = guessed.pop("validation", (0, 0.0))
-    asked, _ = guessed.pop("unlabelled", (0, 0.0))
-    train = sum(lines * tokens for lines, tokens in guessed.values())
-    each = train / max(1.0, sum(lines for lines, _ in guessed.values()))
+    test_lines, test, _ = guessed.pop("test")
+    validation_lines, validation, _ = guessed.pop("validation", (0, 0.0, 0.0))
+    asked, _, _ = guessed.pop("unlabelled", (0, 0.0, 0.0))
+    train = sum(lines * tokens for lines, tokens, _ in guessed.values())
+    examples = sum(lines for lines, _, _ in guessed.values())
+    each = train / max(1.0, examples)
     text, pairs = files.get("text"), 0.0
     if "preference" in files:
-        lines, tokens = _guess_from_lines(files["preference"], _pair)
+        lines, tokens, _ = _guess_from_lines(files["preference"], _pair)
         pairs = lines * tokens
     share = recipe.data.preference_validation
     return Tokens(
@@ -78,6 +83,9 @@ def count_tokens(recipe: Recipe, states: list[State]) -> Tokens | None:
         pairs=pairs * (1 - share),
         pairs_validation=pairs * share,
         unlabelled=asked * each,
+        train_examples=examples,
+        given=train,
+        longest=max((longest for _, _, longest in guessed.values()), default=0.0),
     )
 
 
@@ -103,6 +111,9 @@ def read_tokens(prepared: Artifact) -> Tokens:
         unlabelled=summary.get("unlabelled", {}).get("examples", 0)
         * count["train_tokens"]
         / max(1.0, count.get("train_examples", 1.0)),
+        train_examples=count.get("train_examples", 0.0),
+        given=count["train_tokens"],
+        longest=count.get("train_longest", 0.0),
     )
 
 
@@ -110,7 +121,13 @@ def guess_from_inputs(paths: list[Path]) -> Tokens | None:
     """A script's raw data, taken as a tenth test and a twentieth validation in examples of 40 tokens."""
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
     total = sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".py") / BYTES_PER_TOKEN
-    return Tokens(0.85 * total, 0.1 * total / 40, 40.0, 0.05 * total, 0.05 * total / 40) if total else None
+    if not total:
+        return None
+    train = 0.85 * total
+    return Tokens(
+        train, 0.1 * total / 40, 40.0, 0.05 * total, 0.05 * total / 40,
+        train_examples=train / 40, given=train, longest=80.0,
+    )  # fmt: skip
 
 
 def _ids_in(path: Path) -> float:
@@ -122,15 +139,17 @@ def _ids_in(path: Path) -> float:
     return 0.0
 
 
-def _guess_from_lines(path: Path, count: Callable[[Any], float]) -> tuple[float, float]:
-    """(lines, tokens a line) of JSONL, from its first lines and its size. A bad line counts nothing."""
-    tokens, n_bytes, n_lines = 0.0, 0, 0
+def _guess_from_lines(path: Path, count: Callable[[Any], float]) -> tuple[float, float, float]:
+    """(lines, tokens a line, tokens of the longest) of JSONL, from its first lines and its size. A bad line counts
+    nothing."""
+    tokens, longest, n_bytes, n_lines = 0.0, 0.0, 0, 0
     with path.open("rb") as file:
         for line in islice(file, SAMPLED_LINES):
             n_bytes, n_lines = n_bytes + len(line), n_lines + 1
             with suppress(ValueError, KeyError, TypeError):
-                tokens += count(json.loads(line))
-    return path.stat().st_size * n_lines / max(1, n_bytes), tokens / max(1, n_lines)
+                counted = count(json.loads(line))
+                tokens, longest = tokens + counted, max(longest, counted)
+    return path.stat().st_size * n_lines / max(1, n_bytes), tokens / max(1, n_lines), longest
 
 
 def _chat(line: Any) -> float:

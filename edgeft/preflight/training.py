@@ -14,6 +14,7 @@ from edgeft.preflight.shape import Shape
 from edgeft.preflight.tokens import Tokens
 from edgeft.recipe import Recipe
 from edgeft.sections import Lora, Phase
+from edgeft.training.automatic import choose_hyperparameters
 from edgeft.training_memory import (
     LOGIT_BYTES,
     ModelShape,
@@ -31,6 +32,7 @@ LOG_BYTES = 155  # a row of log.jsonl
 DECODE_LAYER_SECONDS = 1e-3  # torch, a layer, one token for each of a batch
 DECODE_BATCH = 64
 ENCODER_EXTRA = 1.3  # of a decoder's time, beside it: many small batches, a dense gradient of the embeddings (MiniLM)
+GUESSED_EXAMPLE_TOKENS = 40
 CANARY_TOKENS = 2000  # general English, measured before and after
 
 
@@ -48,10 +50,10 @@ class TrainingCost:
 
 def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None, speed: Speed = REFERENCE) -> TrainingCost:
     """The cost of `recipe.train`, every phase of it. Raises RecipeError for a budget that is no size."""
+    recipe = _chosen(recipe, shape, tokens)
     trained = trained_parameters(recipe, shape)
     peak, recomputed = _memory(recipe, shape, trained)
-    # What `hyperparameters: auto` will choose is known when the data is prepared, not here.
-    counted = None if recipe.train.hyperparameters == "auto" else tokens
+    counted = tokens
     phases = [_phase(recipe, shape, phase, counted, recomputed, speed) for phase in recipe.train.phases()]
     whole = recipe.train.method == "full" or _classifies(recipe)
     kept = 4 * shape.n_params if whole else 4 * trained
@@ -65,6 +67,21 @@ def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None, speed: Sp
     return TrainingCost(
         peak, recomputed, kept + LOG_BYTES * steps, _working_bytes(recipe, trained, counted, saves), seconds
     )
+
+
+def _chosen(recipe: Recipe, shape: Shape, tokens: Tokens | None) -> Recipe:
+    """The recipe with what `hyperparameters: auto` will choose: exactly so when the data is prepared, else by its
+    guessed tokens."""
+    if recipe.train.hyperparameters != "auto" or tokens is None:
+        return recipe
+    choice = choose_hyperparameters(
+        recipe.train,
+        n_examples=int(tokens.train_examples or tokens.train / GUESSED_EXAMPLE_TOKENS),
+        n_tokens=int(tokens.given or tokens.train),
+        longest=int(tokens.longest),
+        hidden_size=shape.hidden_size,
+    )
+    return recipe.model_copy(update={"train": choice.section})
 
 
 def trained_parameters(recipe: Recipe, shape: Shape) -> int:
