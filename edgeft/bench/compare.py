@@ -11,8 +11,9 @@ import contextlib
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 WORKER = (sys.executable, "-m", "edgeft.bench.compare_worker")
 SILENCE_S = 120.0
 FASTER, SLOWER, SAME, INCONCLUSIVE = "faster", "slower", "same", "inconclusive"
+TIME_IS_UP, INTERRUPTED = "time is up", "interrupted"
 ERROR = 0.01
 """Share of comparisons of equal files that may say faster or slower, all looks together."""
 POWER = 0.90
@@ -54,12 +56,15 @@ class ComparePlan:
 
     A run ends before when the standard error of its median ratio is below `precision` (a share): the spread
     decides, never which file is ahead.
+    All runs together take `minutes` at most: each may take its share of what is left, and no run begins that would
+    not end in time. The clock decides then, not which file is ahead.
     A change within ±`same_within` (a share) is called the same. `clock`: `cpu` counts the processor's time,
     `wall` all time, `auto` the processor's for a model on one thread.
     """
 
     metric: str = METRICS[0]
     runs: int = 15
+    minutes: float = 5.0
     bursts: int = 64
     precision: float = 0.006
     n_gen: int = 41
@@ -94,7 +99,8 @@ class Comparison:
 
     `interval` is None below FEWEST_RUNS runs; `failure` is what ended it early, the runs before it are kept.
     `detectable` is the smallest true change (a share) that as many runs detect nine times of ten; `more_runs` is
-    an estimate of how many would settle an inconclusive outcome.
+    an estimate of how many would settle an inconclusive outcome. `stopped` says why there are fewer runs than an
+    outcome would have needed: TIME_IS_UP or INTERRUPTED. `seconds` is what the runs took.
     """
 
     a: str
@@ -107,6 +113,8 @@ class Comparison:
     more_runs: int | None
     failure: str | None
     pairs: tuple[Pair, ...] = field(repr=False)
+    stopped: str | None = None
+    seconds: float = 0.0
 
     def exceeds(self, max_slowdown: float, *, strict: bool = False) -> bool:
         """Whether B is slower than A by more than the share `max_slowdown`.
@@ -124,32 +132,84 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file, raw samples included."""
         content = asdict(self)
-        return {**content, "complete": self.failure is None, "host": host.describe_host(), "error": ERROR}
+        complete = self.failure is None and self.stopped != INTERRUPTED
+        return {**content, "complete": complete, "host": host.describe_host(), "error": ERROR}
 
 
 def compare(
-    a: Side, b: Side, plan: ComparePlan, *, example: Example = QUESTION, log: "Log", silence_s: float = SILENCE_S
+    a: Side,
+    b: Side,
+    plan: ComparePlan,
+    *,
+    example: Example = QUESTION,
+    log: "Log",
+    silence_s: float = SILENCE_S,
+    keep: Callable[[Comparison], object] = lambda found: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Comparison:
     """Compare two files on the prompt of `example`.
 
     A file that fails (crash, hang, refusal) ends the comparison: what was measured before is kept and `failure`
-    says what happened. Raises UsageError for a plan that measures nothing.
+    says what happened. After Ctrl-C the runs so far are judged as well. `keep` is given what is known after each run.
+    Raises UsageError for a plan that measures nothing.
     """
     _check(plan)
     generator = random.Random(plan.seed)
     schedule = looks(plan.runs)
+    budget = _Budget(60 * plan.minutes, clock)
     pairs: list[Pair] = []
-    failure = None
+    failure = stopped = None
+
+    def known() -> Comparison:
+        found = _conclude(a, b, plan, pairs, failure)
+        return replace(found, stopped=stopped, seconds=round(budget.spent_s(), 3))
+
     with log.progress("compare", plan.runs, "runs") as progress:
-        while len(pairs) < plan.runs and failure is None:
+        while len(pairs) < plan.runs and failure is None and stopped is None:
             try:
-                pairs.append(_run_pair(a, b, plan, example, generator, silence_s))
+                budget.begin(plan.runs - len(pairs))
+                pairs.append(_run_pair(a, b, plan, example, generator, silence_s, budget))
             except EdgeftError as error:
                 failure = str(error)
-            progress.update(len(pairs))
-            if len(pairs) in schedule and _conclude(a, b, plan, pairs, failure).outcome != INCONCLUSIVE:
-                break
-    return _conclude(a, b, plan, pairs, failure)
+            except KeyboardInterrupt:
+                stopped = INTERRUPTED
+            progress.update(len(pairs), f"at most {max(0.0, budget.left_s()) / 60:.1f} minutes in all")
+            if len(pairs) < plan.runs and stopped is None and budget.is_spent():
+                stopped = TIME_IS_UP
+            found = known()
+            keep(found)
+            if len(pairs) in schedule and found.outcome != INCONCLUSIVE:
+                return replace(found, stopped=None)
+    return known()
+
+
+class _Budget:
+    """Seconds for all runs together, shared out evenly among those that are left."""
+
+    def __init__(self, total_s: float, clock: Callable[[], float]) -> None:
+        self.total_s, self.clock = total_s, clock
+        self.began = self.run_began = self.run_ends = clock()
+        self.shortest_s = math.inf
+
+    def begin(self, runs_left: int) -> None:
+        """A run begins; `runs_left` counts it."""
+        self.run_began = self.clock()
+        self.run_ends = self.run_began + max(0.0, self.left_s()) / runs_left
+
+    def run_is_over(self) -> bool:
+        """Whether the run has had its share."""
+        return self.clock() >= self.run_ends
+
+    def is_spent(self) -> bool:
+        """At the end of a run: whether another one as short as the shortest so far would not end in time."""
+        self.shortest_s = min(self.shortest_s, self.clock() - self.run_began)
+        return self.left_s() < self.shortest_s
+
+    def spent_s(self) -> float:
+        return self.clock() - self.began
+
+    def left_s(self) -> float:
+        return self.total_s - self.spent_s()
 
 
 def looks(runs: int) -> tuple[int, ...]:
@@ -193,14 +253,23 @@ def _check(plan: ComparePlan) -> None:
         raise UsageError(f"{plan.runs} runs are too few for an interval; give at least {FEWEST_RUNS}")
     if plan.bursts < 1 or plan.n_gen < 2:
         raise UsageError("a comparison needs at least 1 burst of 2 tokens: there is no gap in 1 token")
+    if plan.minutes <= 0:
+        raise UsageError(f"{plan.minutes:g} minutes: a comparison takes time; give more than 0")
     if not 0 < plan.same_within < 1:
         raise UsageError(f"{plan.same_within:g}: the change that counts as the same is above 0 % and below 100 %")
 
 
 def _run_pair(
-    a: Side, b: Side, plan: ComparePlan, example: Example, generator: random.Random, silence_s: float
+    a: Side,
+    b: Side,
+    plan: ComparePlan,
+    example: Example,
+    generator: random.Random,
+    silence_s: float,
+    budget: "_Budget",
 ) -> Pair:
-    """Start both children, in random order, and let them make bursts in turn."""
+    """Start both children, in random order, and let them make bursts in turn: one each at least, then until the
+    median is precise, the plan is done or the run has had its share of the time."""
     order = {
         "n_ctx": plan.n_ctx, "n_threads": plan.n_threads, "clock": plan.clock, "cpu": _some_cpu(generator),
         "prompt": list(example.prompt), "tools": list(example.tools) if example.tools else None, "n_gen": plan.n_gen,
@@ -218,7 +287,10 @@ def _run_pair(
                 burst = children[name].ask({})
                 if number >= 0:
                     bursts[name].append(burst)
-            if number + 1 >= FEWEST_BURSTS and _median_error(Pair(ready, bursts), plan.metric) <= plan.precision:
+            precise = number + 1 >= FEWEST_BURSTS and (
+                _median_error(Pair(ready, bursts), plan.metric) <= plan.precision
+            )
+            if precise or (number >= 0 and budget.run_is_over()):
                 break
     return Pair(ready, bursts)
 

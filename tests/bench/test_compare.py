@@ -61,6 +61,50 @@ def test_outcomes_of_known_speeds(itl_ms: float, outcome: str) -> None:
     assert len(content["pairs"][0]["bursts"]["a"][0]["itl_ms"]) == 8
 
 
+class Hours:
+    """A clock that moves on by `step_s` each time it is read."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s, self.now = step_s, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+def test_a_time_limit_shortens_runs_and_then_ends_them() -> None:
+    """Five minutes, and every look at the clock takes one second: bursts are cut, but a verdict is found. With 20
+    seconds a look no eighth run begins."""
+    found = compare(side("a"), side("b", 1.5), QUICK, log=silent_log(), clock=Hours(1.0))
+    assert (len(found.pairs), found.outcome, found.stopped) == (8, "slower", None)
+    kept: list[Comparison] = []
+    cut = compare(side("a"), side("b", 1.5), QUICK, log=silent_log(), clock=Hours(20.0), keep=kept.append)
+    assert 1 <= len(cut.pairs) < 8
+    assert (cut.stopped, cut.interval, cut.failure) == ("time is up", None, None)
+    assert {len(pair.bursts["a"]) for pair in cut.pairs} <= {1, 2}
+    assert [len(each.pairs) for each in kept] == list(range(1, len(cut.pairs) + 1))
+    assert "then time is up" in comparison_text(cut)
+
+
+def test_runs_before_an_interruption_are_judged() -> None:
+    def interrupt(found: Comparison) -> None:
+        if len(found.pairs) == 8:
+            clock.__dict__["step_s"] = None  # the next look at the clock is Ctrl-C
+
+    class Clock(Hours):
+        def __call__(self) -> float:
+            if self.step_s is None:
+                self.step_s = 0.0
+                raise KeyboardInterrupt
+            return super().__call__()
+
+    clock = Clock(0.0)
+    plan = dataclasses.replace(QUICK, runs=9)
+    found = compare(side("a"), side("b", 1.5), plan, log=silent_log(), clock=clock, keep=interrupt)
+    assert (len(found.pairs), found.outcome, found.stopped) == (8, "slower", "interrupted")
+    assert not found.to_json()["complete"]
+
+
 def test_noise_makes_it_inconclusive_and_says_how_much_more() -> None:
     plan = dataclasses.replace(QUICK, bursts=2)
     found = compare(side("a", spread=0.8), side("b", spread=0.8), plan, log=silent_log())
@@ -81,7 +125,7 @@ def test_noise_makes_it_inconclusive_and_says_how_much_more() -> None:
     [
         ("if bursts == 3: os.kill(os.getpid(), 11)", "b: the runtime was killed by SIGSEGV"),
         ("if bursts == 3: time.sleep(60)", r"b: the runtime said nothing for 3 s; it hangs"),
-        ("if bursts == 3: print('oops', flush=True)", "b: the child answered .*oops.* not JSON"),
+        ("if bursts == 3: print('oops', flush=True)", "b: the runtime answered .*oops.* not JSON"),
         ("if bursts == 3: sys.exit('assertion failed')", "exit code 1\n  assertion failed"),
     ],
 )
