@@ -10,5 +10,6 @@ PRODUCTS = Probe(
     {"bfloat16", "float32"},
     "matrix products",
     "is torch in order?",
+    timeout_s=60.0,  # torch takes seconds to load, and what is found decides how a model is trained
 )
 """Fields are FLOP/s of one thread."""

@@ -37,13 +37,15 @@ IDENTIFYING = ("cpu", "memory_bytes", "os", "governor", "turbo")
 @dataclass(frozen=True)
 class Probe:
     """`command` prints one JSON object: `fields`, and `noisy` by `edgeft.bench.noise`. `name` is that of its file,
-    `what` it measures, as people say it, and `otherwise` what to do where it fails."""
+    `what` it measures, as people say it, and `otherwise` what to do where it fails.
+    `timeout_s` is TIMEOUT_S unless given."""
 
     name: str
     command: tuple[str, ...]
     fields: Set[str]
     what: str
     otherwise: str
+    timeout_s: float | None = None
 
 
 def measured_once(
@@ -95,7 +97,7 @@ def cache_folder() -> Path:
 def _measure(probe: Probe) -> dict[str, Any]:
     what, wanted = f"measuring this machine's {probe.what}", probe.fields | {"noisy"}
     try:
-        return ask_once(probe.command, what, TIMEOUT_S, fields=wanted, environment=ONE_BLAS_THREAD)
+        return ask_once(probe.command, what, probe.timeout_s or TIMEOUT_S, fields=wanted, environment=ONE_BLAS_THREAD)
     except RuntimeFault as error:
         raise RuntimeFault(f"{error}\n{probe.otherwise}") from None
 
