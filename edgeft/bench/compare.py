@@ -173,7 +173,7 @@ def compare(
                 failure = str(error)
             except KeyboardInterrupt:
                 stopped = INTERRUPTED
-            progress.update(len(pairs), f"at most {max(0.0, budget.left_s()) / 60:.1f} minutes in all")
+            progress.update(len(pairs), f"at most {max(0.0, budget.left_s()) / 60:.1f} minutes left")
             if len(pairs) < plan.runs and stopped is None and budget.is_spent():
                 stopped = TIME_IS_UP
             found = known()
