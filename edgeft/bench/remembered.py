@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import write_atomic
-from edgeft.bench.host import describe_host, load_average
+from edgeft.bench.host import describe_host
 from edgeft.children import ask_once
 from edgeft.errors import ArtifactError, RuntimeFault
 from edgeft.machine.cores import usable_cores
 from edgeft.machine.instruction_sets import effective_instruction_sets
+from edgeft.machine.process import load_average
 
 if TYPE_CHECKING:
     from edgeft.console import Log
