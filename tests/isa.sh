@@ -13,11 +13,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BIN=${BIN:-.venv/bin}
-QUICK=(tests/machine tests/export/test_onnx_encoders.py tests/export/test_encoder_ranges.py
+QUICK=(tests/export/test_onnx_encoders.py tests/export/test_encoder_ranges.py
   tests/export/onnx/test_int8_columns.py tests/runtime/test_int8_pairs.py tests/runtime/test_llama_build.py
   tests/test_planted_encoder_faults.py tests/test_torch_dtype.py
-  -k "int8 or integer or smaller or instruction or compute_type or dtype or llama_build")
-WHOLE=(tests/machine tests/numbers tests/test_torch_dtype.py tests/training tests/quant tests/export tests/runtime tests/test_merge_stage.py
+  -k "int8 or integer or smaller or dtype or llama_build")
+WHOLE=(tests/numbers tests/test_torch_dtype.py tests/training tests/quant tests/export tests/runtime tests/test_merge_stage.py
   tests/test_parity.py tests/test_parity_stage.py tests/test_onnx_parity.py tests/test_encoder_road.py
   tests/test_classifier_stage.py tests/test_distill_stage.py tests/test_recover_stage.py tests/test_train_stage.py)
 
