@@ -22,7 +22,7 @@ const val MAX_NEW_TOKENS = 64
 fun prompt(text: String) = "<|im_start|>user\n$text<|im_end|>\n<|im_start|>assistant\n"
 
 class Model(folder: Path) : AutoCloseable {
-    private val environment = OrtEnvironment.getEnvironment()
+    private val environment = OrtEnvironment.getEnvironment().apply { setTelemetry(false) }
     private val session = environment.createSession(folder.resolve("model.onnx").toString(), OrtSession.SessionOptions())
     private val tokenizer = HuggingFaceTokenizer.newInstance(folder.resolve("tokenizer.json"))
     private val ends = tokenizer.encode("<|im_end|><|endoftext|>", false, false).ids.toSet()

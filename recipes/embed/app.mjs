@@ -4,8 +4,10 @@
 //
 // DTYPE is transformers.js' word for the folder's: q4, q8, fp16 or fp32. Nothing is fetched.
 
-import { AutoModelForCausalLM, AutoTokenizer, env } from '@huggingface/transformers';
 import { resolve } from 'node:path';
+
+process.env.ORT_DISABLE_TELEMETRY ??= '1'; // onnxruntime reads it when it is loaded, so the import comes after it
+const { AutoModelForCausalLM, AutoTokenizer, env } = await import('@huggingface/transformers');
 
 const [folder, dtype, text] = process.argv.slice(2);
 env.allowRemoteModels = false;
