@@ -1,5 +1,6 @@
 # make demo   set up, then run the main job on the embedded model
 # make test   set up, then lint, types and tests
+# make quick  the tests that take seconds
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -29,7 +30,7 @@ OTHER := $(filter-out $(INSTALLED),$(wildcard $(STAMPS)))
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test quick lint clean
 
 setup: $(INSTALLED)
 
@@ -49,6 +50,9 @@ demo: setup
 
 test: lint
 	$(BIN)/pytest
+
+quick: setup
+	$(BIN)/pytest -m quick
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,12 +1,16 @@
-"""Fixtures every test may use."""
+"""Fixtures every test may use, and which tests are quick."""
 
 import os
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeft.machine.silence import no_telemetry
+from tests.helpers.light import HEAVY, is_light
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 no_telemetry()  # before a test module imports onnxruntime through another library
@@ -32,3 +36,36 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no $EDGEFT_SHARED folder here")
     return folder
+
+
+class _NoHeavyLibraries(MetaPathFinder):
+    """Ends a quick test that imports a heavy library: it would take seconds, and fail where there is none.
+
+    `pytest.importorskip` skips, as it does where the library is not installed.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname in HEAVY:
+            raise ModuleNotFoundError(f"a quick test imports {fullname}; mark it slow", name=fullname)
+
+
+def _only_quick(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "quick"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _only_quick(config):
+        sys.meta_path.insert(0, _NoHeavyLibraries())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick` other files are not even imported: some of them import torch."""
+    if _only_quick(config) and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        return not is_light(collection_path) or None
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") is None and is_light(item.path):
+            item.add_marker("quick")
