@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (set(), set()),
     "__main__": ({"cli"}, set()),
     "errors": (set(), set()),
+    "checkpoint_files": ({"errors"}, set()),
     "extras": ({"errors"}, set()),
     "quiet": (set(), {"torch"}),
     "console": (set(), {"rich"}),
@@ -45,8 +46,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "torch_dtype": ({"bench.products", "bench.remembered", "console", "errors", "recipe"}, set()),
     "training_memory": ({"errors"}, set()),
     "preflight": (
-        {"artifact", "bench.noise", "bench.passes", "bench.remembered", "console", "errors", "pipeline", "plan",
-         "recipe", "sections", "torch_dtype", "training.automatic", "training_memory"},
+        {"artifact", "bench.noise", "bench.passes", "bench.remembered", "checkpoint_files", "console", "errors",
+         "pipeline", "plan", "recipe", "sections", "torch_dtype", "training.automatic", "training_memory"},
         {"torch"},
     ),
     "doctor": (
@@ -57,14 +58,16 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "conversation": (set(), set()),
     "data": ({"artifact", "children", "console", "conversation", "errors", "extras", "recipe", "sections"}, DATA),
     "training": (
-        {"artifact", "console", "conversation", "data", "errors", "recipe", "sections", "training_memory"}, TORCH,
+        {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "recipe", "sections",
+         "training_memory"},
+        TORCH,
     ),
     "quant": (
         {"artifact", "console", "data", "errors", "runtime", "training"},
         {"numpy", "gguf", "llama_cpp", "torch", "transformers"},
     ),
     "export": (
-        {"artifact", "children", "console", "errors", "quant", "runtime"},
+        {"artifact", "checkpoint_files", "children", "console", "errors", "quant", "runtime"},
         {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
     ),
     "parity": (
@@ -79,7 +82,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         TORCH | {"sklearn"},
     ),
     "runtime": (
-        {"artifact", "children", "conversation", "errors"},
+        {"artifact", "checkpoint_files", "children", "conversation", "errors"},
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
     "bench": (
@@ -89,8 +92,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
-        {"artifact", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras", "pipeline", "plan",
-         "recipe", "recipe_reader", "report", "runtime", "store", "torch_dtype"},
+        {"artifact", "checkpoint_files", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras",
+         "pipeline", "plan", "recipe", "recipe_reader", "report", "runtime", "store", "torch_dtype"},
         {"cryptography"},
     ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),

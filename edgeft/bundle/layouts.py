@@ -18,6 +18,7 @@ from edgeft.bundle.contents import (
 )
 from edgeft.bundle.ollama import modelfile
 from edgeft.bundle.run import NANO, Run
+from edgeft.checkpoint_files import weight_files
 from edgeft.console import silent_log
 from edgeft.errors import UsageError
 from edgeft.extras import extra_needed
@@ -91,7 +92,7 @@ def _peft(run: Run, folder: Path, extras: Extras) -> None:
 
 def _weights_sha256(folder: Path) -> str:
     """As provenance.json has it (`training.models.base_sha256`): of the sha256 of each file of weights."""
-    digests = [bytes.fromhex(sha256_file(path)) for path in sorted(folder.glob("*.safetensors"))]
+    digests = [bytes.fromhex(sha256_file(path)) for path in weight_files(folder)]
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 

@@ -21,6 +21,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--prompts", type=click.Path(path_type=Path), help="Chat JSONL. [a few built-in questions]")
     @click.option("--n-gen", type=click.IntRange(1), default=32, show_default=True, help="Tokens generated greedily.")
     @click.option("--bisect", is_flag=True, help="Name the first key, token, tensor or layer that is wrong instead.")
+    @click.option("--adapter", type=click.Path(path_type=Path), help="The peft adapter that FILES hold folded in.")
     @click.option("--force", is_flag=True, help="Compare again (with a recipe).")
     @set_option
     @workdir_option
@@ -31,6 +32,7 @@ def command(name: str, text: str) -> click.Command:
         prompts: Path | None,
         n_gen: int,
         bisect: bool,
+        adapter: Path | None,
         force: bool,
         overrides: tuple[str, ...],
         workdir: Path,
@@ -39,20 +41,24 @@ def command(name: str, text: str) -> click.Command:
         if is_recipe(target):
             from edgeft.cli.stage import run_until
 
-            if files or prompts:
-                raise click.UsageError("with a recipe, files and prompts are the recipe's")
+            if files or prompts or adapter:
+                raise click.UsageError("with a recipe, files, prompts and adapter are the recipe's")
             if bisect:
                 raise click.UsageError("--bisect wants the model folder and the files made from it")
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
         elif bisect:
+            if adapter:
+                raise click.UsageError("--bisect compares weights with a folder; merge the adapter into one first")
             _bisect(target, files, prompts, as_json)
         else:
-            _compare(target, files, prompts, n_gen, as_json)
+            _compare(target, files, prompts, n_gen, as_json, adapter)
 
     return parity_command
 
 
-def _compare(model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: int, as_json: bool) -> None:
+def _compare(
+    model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: int, as_json: bool, adapter: Path | None
+) -> None:
     from edgeft.console import terminal_log
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
@@ -65,7 +71,9 @@ def _compare(model: Path, files: tuple[Path, ...], prompts: Path | None, n_gen: 
         from edgeft.parity.table import render_table
 
         limits = Tolerance().model_dump()
-        parity = compare_files(model, files, prompts=prompts, n_gen=n_gen, limits=limits, log=terminal_log())
+        parity = compare_files(
+            model, files, prompts=prompts, n_gen=n_gen, limits=limits, log=terminal_log(), adapter=adapter
+        )
     if as_json:
         print_json(parity)
     else:

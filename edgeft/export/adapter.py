@@ -20,9 +20,13 @@ from edgeft.export.folder import StoredTensor, read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MERGE_FIRST = "fold it into the base first (the stage merge of a recipe does) and export the merged model"
+MERGE_FIRST = (
+    "fold it into the base first and export the merged model; peft does it: "
+    "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+)
 WRAPPED = re.compile(r"\.(modules_to_save|base_layer)\.")
 EMBEDDING_OR_HEAD = re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings|lm_head|output)\.weight$")
+MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # What changes the model otherwise than by W + scale · B A.
 UNSUPPORTED = (
     "use_dora", "lora_bias", "trainable_token_indices", "layer_replication", "target_parameters",
@@ -95,9 +99,21 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: an adapter of type {config.get('peft_type')}; only LORA can be exported")
     if config.get("bias", "none") != "none":
         raise ModelError(f"{path}: an adapter with trained biases (bias: {config['bias']}); {MERGE_FIRST}")
+    if moved := moves_base(config):
+        raise ModelError(
+            f"{path}: init_lora_weights {moved!r}: peft changes the base's weights each time it loads the adapter, so "
+            f"it is not for the base as it lies on disk; {MERGE_FIRST}, or save it with "
+            "path_initial_model_for_weight_conversion"
+        )
     if found := [key for key in UNSUPPORTED if config.get(key)]:
         raise ModelError(f"{path}: an adapter with {', '.join(found)} cannot be exported; {MERGE_FIRST}")
     return config
+
+
+def moves_base(config: Mapping[str, Any]) -> str | None:
+    """The `init_lora_weights` of an adapter_config.json that peft repeats on the base whenever it loads the adapter."""
+    start = config.get("init_lora_weights")
+    return start if isinstance(start, str) and start.lower().startswith(MOVES_BASE) else None
 
 
 def _low_rank(
@@ -118,6 +134,11 @@ def _low_rank(
     module = key.removeprefix(PREFIX).partition(".lora_")[0]
     rank = _of_module(config.get("rank_pattern"), module, config["r"])
     alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if left.shape[1] != rank:
+        raise ModelError(
+            f"{path}: {key} has rank {left.shape[1]}, {CONFIG} says {rank}; peft would not load it. Copy the "
+            f"{CONFIG} it was trained with"
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.checkpoint_files import INDEX, WEIGHTS, weight_files
 from edgeft.errors import ModelError
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER_BYTES = 100_000_000
 # bfloat16 has no numpy type: its bits are read as uint16 and widened.
@@ -81,14 +81,18 @@ class StoredTensor:
             raise ModelError(f"{self.file}: became shorter while it was read; copy it again")
         return data.reshape(last - first, row_bytes)
 
-    def read(self) -> np.ndarray:
-        """The whole tensor: float32 or float16 as stored, bfloat16 and float64 as float32."""
-        flat = self.raw_rows(0, self.n_rows).reshape(-1).view(DTYPES[self.dtype])
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """The rows `first` to `last` (exclusive): float32 or float16 as stored, bfloat16 and float64 as float32."""
+        flat = self.raw_rows(first, last).reshape(-1).view(DTYPES[self.dtype])
         if self.dtype == "BF16":
             flat = (flat.astype(np.uint32) << 16).view(np.float32)
         elif self.dtype == "F64":
             flat = flat.astype(np.float32)
-        return flat.reshape(self.shape)
+        return flat.reshape(last - first, -1)
+
+    def read(self) -> np.ndarray:
+        """The whole tensor, typed as `rows`."""
+        return self.rows(0, self.n_rows).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -126,19 +130,16 @@ def read_folder(path: Path) -> ModelFolder:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The safetensors of the model folder `path`, in one file or in shards.
+    """The safetensors of the model folder `path` that transformers would read, in one file or in shards.
 
     Raises ModelError when there are none, a file is damaged, cut short or missing, or only pickles are there.
     """
-    if (path / INDEX).is_file():
-        names = sorted(set(_read_json(path / INDEX).get("weight_map", {}).values()))
-    elif (path / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    else:
+    files = weight_files(path)
+    if not files:
         raise _no_weights(path)
     tensors: dict[str, StoredTensor] = {}
-    for name in names:
-        tensors |= read_safetensors(path / name)
+    for file in files:
+        tensors |= read_safetensors(file)
     return Checkpoint(path, tensors)
 
 
@@ -204,7 +205,9 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
 def _no_weights(path: Path) -> ModelError:
     pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
     if not pickles:
-        return ModelError(f"{path}: no weights; {WEIGHTS} (or {INDEX} with its shards) is missing")
+        others = sorted(file.name for file in path.glob("*.safetensors"))
+        beside = f"; {', '.join(others[:3])} is not a name that transformers reads" if others else ""
+        return ModelError(f"{path}: no weights; {WEIGHTS} (or {INDEX} with its shards) is missing{beside}")
     return ModelError(
         f"{path}: only pickled weights ({pickles[0]}). Opening a pickle can run code of its author, "
         "so edgeft reads only safetensors; where you trust the file, convert it: python -c "

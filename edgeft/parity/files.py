@@ -11,7 +11,7 @@ from edgeft.parity.bisect import bisect
 from edgeft.parity.compare import compare_forms
 from edgeft.parity.finding import Finding
 from edgeft.parity.forms import FormSource, Prompt, gguf_form
-from edgeft.parity.torch_form import folder_form
+from edgeft.parity.torch_form import adapter_form, folder_form
 from edgeft.runtime.encoder_folder import is_encoder
 from edgeft.runtime.onnx_file import holds_onnx
 
@@ -45,11 +45,13 @@ def compare_files(
     n_threads: int | None = None,
     limits: Mapping[str, Mapping[str, float]],
     log: Log,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """Compare GGUF files and ONNX folders with the model folder they were made from; the content of parity.json.
 
     `prompts` is chat JSONL (`{"messages": [...]}` a line; an answer at the end is left out); without it a few
-    built-in questions are asked. A classifier reads the last message. `raise_if_bad` in `compare` turns a bad result
+    built-in questions are asked. `adapter`: the peft adapter that was folded into the files, put on the model in
+    torch. A classifier reads the last message. `raise_if_bad` in `compare` turns a bad result
     into an error. Raises UsageError without files, DataError for prompts that cannot be used, and what opening the
     forms raises.
     """
@@ -57,12 +59,15 @@ def compare_files(
         raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
     asked = _asked(prompts)
     if all(is_encoder(path) for path in files):
+        if adapter is not None:
+            raise UsageError("an adapter goes with text models; merge it into the encoder first")
         from edgeft.parity.encoders import compare_encoders  # nor has everyone onnxruntime
 
         folders = {path.name: path for path in files}
         texts = [prompt.text for prompt in asked]
         return compare_encoders(model_dir, folders, texts, limits, n_threads=n_threads, log=log)
-    sources = [folder_form("torch", model_dir), *(file_form(path.name, path, n_threads) for path in files)]
+    reference = adapter_form("torch", model_dir, adapter, model_dir) if adapter else folder_form("torch", model_dir)
+    sources = [reference, *(file_form(path.name, path, n_threads) for path in files)]
     return compare_forms(sources, asked, n_gen=n_gen, limits=limits, log=log)
 
 

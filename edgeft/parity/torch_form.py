@@ -33,8 +33,17 @@ def adapter_form(name: str, base: Path, adapter: Path, tokenizer: Path) -> FormS
 def _open(folder: Path, tokenizer: Path, adapter: Path | None) -> Iterator[Form]:
     model: Any = load_model(folder)
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = _with_adapter(model, adapter)
     yield TorchForm(model.eval(), load_tokenizer(tokenizer))
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    if not (adapter / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter}: no adapter_config.json; is this the folder of a peft adapter?")
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{adapter}: peft cannot load it on this base: {error}") from error
 
 
 class TorchForm:

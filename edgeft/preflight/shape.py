@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeft.checkpoint_files import weight_files
 from edgeft.errors import ModelError
 
 # Matrices that no adapter of `all-linear` sits on: embeddings and the language-model head.
@@ -45,7 +46,7 @@ def read_shape(folder: Path) -> Shape:
     try:
         config = json.loads((folder / "config.json").read_bytes())
         tensors: dict[str, list[int]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weight_files(folder):
             tensors |= _read_header(path)
         if not tensors:
             raise ModelError(f"{folder}: no *.safetensors weights")

@@ -104,6 +104,9 @@ class _Adapter:
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
         rank = ranks.get(get_pattern_key(list(ranks), module), config["r"])
         alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
+        held = self.file.entries[key + "A.weight"].shape[0]
+        if held != rank:
+            raise ModelError(f"{self.folder}: {module} has rank {held}, adapter_config.json says {rank}; copy it again")
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         magnitude = key + "magnitude_vector" if config.get("use_dora") else None
         if key + "B.weight" not in self.file.entries or (magnitude and magnitude not in self.file.entries):

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from edgeft.checkpoint_files import weight_files
 from edgeft.data.tokenizing import TEMPLATES as TEMPLATES
 from edgeft.data.tokenizing import apply_template as apply_template
 from edgeft.data.tokenizing import load_tokenizer as load_tokenizer
@@ -47,7 +48,7 @@ def check_model_folder(folder: Path) -> None:
     """Refuse early, by name, what could only fail later. Raises ModelError."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; a model folder as transformers saves it is needed")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     if not weights:
         pickles = [name for name in PICKLES if (folder / name).exists()]
         if pickles:
@@ -55,7 +56,9 @@ def check_model_folder(folder: Path) -> None:
                 f"{folder}: its weights are only in {pickles[0]}, a pickle, which can run code when loaded; "
                 "convert it once where you trust it: model.save_pretrained(folder, safe_serialization=True)"
             )
-        raise ModelError(f"{folder}: no *.safetensors weights")
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        beside = f"; it has {', '.join(others[:3])}, which transformers does not read" if others else ""
+        raise ModelError(f"{folder}: no weights: neither model.safetensors nor its index with shards{beside}")
     for path in weights:
         check_safetensors(path)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -86,7 +89,7 @@ def check_safetensors(path: Path) -> None:
 def base_sha256(folder: Path) -> str:
     """Content of the folder's weights: the sha256 over the sha256 of each safetensors file, in name order."""
     total = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

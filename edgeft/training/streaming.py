@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from edgeft.artifact import write_refused
+from edgeft.checkpoint_files import weight_files as weight_files
 from edgeft.errors import ModelError
 from edgeft.training.models import check_safetensors
 
@@ -86,18 +87,6 @@ class TensorFile:
                     raise ModelError(f"{self.path}: became shorter while it was read; copy it again")
                 done += n_read
         return torch.frombuffer(buffer, dtype=entry.dtype).reshape(shape)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in name order: those its index names, if it has one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = {folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-        missing = sorted(path.name for path in shards if not path.is_file())
-        if missing:
-            raise ModelError(f"{folder}: {missing[0]} is missing, which {index.name} names; copy the folder again")
-        return sorted(shards)
-    return sorted(folder.glob("*.safetensors"))
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -167,3 +167,40 @@ def test_modules_trained_whole_have_no_place_in_a_lora_file(base: Path, adapt: A
     adapt(modules_to_save=["lm_head"])
     with pytest.raises(ModelError, match=r"holds lm_head\.weight whole"):
         write_lora_gguf(base, tmp_path / "adapter", tmp_path / "lora.gguf", name="l", provenance={}, log=silent_log())
+
+
+MOVED = {
+    "pissa": {"init_lora_weights": "pissa"},
+    "pissa, fast": {"init_lora_weights": "pissa_niter_4"},
+    "olora": {"init_lora_weights": "olora"},
+    "corda": {"init_lora_weights": "corda"},
+    "loftq": {"init_lora_weights": "loftq"},
+}
+RANKS = {
+    "another rank": {"r": 2},
+    "a pattern that is not the tensors'": {"rank_pattern": {"q_proj": 2}},
+    "a pattern left out": {"r": 8, "rank_pattern": {"k_proj": 4}},
+}
+
+
+@pytest.mark.parametrize("changes", [*MOVED.values(), *RANKS.values()], ids=[*MOVED, *RANKS])
+def test_what_peft_would_put_on_another_base_is_refused(
+    changes: dict[str, Any], base: Path, adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    """An initialization that peft repeats on the base when it loads the adapter; a rank that is not the tensors'."""
+    adapt(target_modules=["q_proj", "k_proj"])
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | changes))
+    said = "peft changes the base" if "init_lora_weights" in changes else r"has rank 4, adapter_config\.json says"
+    with pytest.raises(ModelError, match=said):
+        read_adapter(tmp_path / "adapter", open_checkpoint(base).tensors, tied=False)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
+def test_a_start_that_leaves_the_base_alone_is_taken(
+    start: Any, base: Path, adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    adapt()
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    assert read_adapter(tmp_path / "adapter", open_checkpoint(base).tensors, tied=False).low_rank

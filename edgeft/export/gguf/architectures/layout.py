@@ -5,11 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from edgeft.errors import ModelError
 from edgeft.export.folder import Checkpoint, ModelFolder, StoredTensor
 from edgeft.export.gguf.architectures import Architecture, Config, Metadata, TensorRule, architecture_of
 
 EMBEDDING = "token_embd.weight"
+HEAD = "lm_head.weight"
+COMPARED_WEIGHTS = 1 << 20
+"""Of two matrices that may be equal, as many weights are held at once."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,10 @@ def lay_out(folder: ModelFolder, checkpoint: Checkpoint, architecture: Architect
     tensors that config.json promises.
     """
     architecture = architecture or architecture_of(folder.config, folder.path)
-    config = full_config(folder.config, architecture)
+    checkpoint = replace(checkpoint, tensors=_renamed(checkpoint, architecture))
+    config = _untied(full_config(folder.config, architecture), checkpoint, architecture)
     hyperparameters = architecture.hyperparameters(config) | architecture.other_files(folder.path)
     rules = tuple(architecture.tensors(config))
-    checkpoint = replace(checkpoint, tensors=_renamed(checkpoint, architecture))
     _check(rules, checkpoint, architecture)
     return Layout(
         architecture=architecture.name,
@@ -71,6 +76,27 @@ def _renamed(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, St
         return stored
 
     return {name_of(name): tensor for name, tensor in checkpoint.tensors.items()}
+
+
+def _untied(config: Config, checkpoint: Checkpoint, architecture: Architecture) -> Config:
+    """`config` untied where the checkpoint holds a head that is not its embedding; transformers 5 loads both."""
+    head = checkpoint.tensors.get(HEAD)
+    if head is None or not config.get("tie_word_embeddings"):
+        return config
+    tied = next((rule for rule in architecture.tensors(config) if rule.name == EMBEDDING), None)
+    embedding = checkpoint.tensors.get(tied.sources[0]) if tied else None
+    if embedding is None or _same(head, embedding):
+        return config
+    return type(config)({**config, "tie_word_embeddings": False})
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices hold the same numbers, whatever their types; a few rows at a time."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, COMPARED_WEIGHTS // max(1, one.shape[-1]))
+    ranges = ((first, min(first + step, one.n_rows)) for first in range(0, one.n_rows, step))
+    return all(np.array_equal(one.rows(*span), other.rows(*span)) for span in ranges)
 
 
 def _check(rules: Iterable[TensorRule], checkpoint: Checkpoint, architecture: Architecture) -> None:
