@@ -71,7 +71,7 @@ SPINE = (
         ("name", "export", "seed"),
         extra="train,gguf",
         packages=("gguf", "llama-cpp-python", "onnx"),
-        version=2,
+        version=3,
     ),
     Step(
         "parity",

@@ -19,7 +19,7 @@ class Writers:
     with what it raised.
     """
 
-    def __init__(self, n_threads: int, done: Progress, check: Future[None] | None = None) -> None:
+    def __init__(self, n_threads: int, done: Progress, check: Future[Any] | None = None) -> None:
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgeft-export")
         self._pending: deque[Future[int]] = deque()
         self._most = PIECES_AHEAD * n_threads

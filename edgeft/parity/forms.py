@@ -126,8 +126,8 @@ class GgufForm(RuntimeForm):
 
     def __init__(self, path: Path, n_ctx: int, n_threads: int | None) -> None:
         """Raises ModelError or RuntimeFault as `edgeft.runtime.load` does."""
-        check_gguf(path)
-        model = LlamaModel(path, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, n_gpu_layers=0)
+        header = check_gguf(path)
+        model = LlamaModel(path, header=header, n_ctx=n_ctx or DEFAULT_N_CTX, n_threads=n_threads, n_gpu_layers=0)
         file_type = int(model.metadata.get("general.file_type", -1))
         control = frozenset(token for token in range(model.n_vocab) if model.is_control(token))
         super().__init__(model, FILE_TYPE_FAMILIES.get(file_type, "q4"), control)

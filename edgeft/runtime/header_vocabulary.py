@@ -6,16 +6,19 @@ from typing import Any, NoReturn
 
 from edgeft.errors import ModelError
 from edgeft.runtime.gguf_format import BOOL, STRING, UINT32, Header
+from edgeft.runtime.splitting import ADDS_BOS
 
 PREFIX = "tokenizer.ggml."
 # kind -> the BOS, EOS and separator llama.cpp takes where the file names none (and the vocabulary is large enough)
 DEFAULT_IDS: dict[str, dict[str, int | None]] = {
-    "llama": {"bos": 1, "eos": 2},
+    "llama": {"bos": 1, "eos": 2, "unknown": 0},
     "gpt2": {"bos": 11, "eos": 11},
-    "bert": {"bos": 101, "seperator": 102},
-    "t5": {"eos": 1},
+    "bert": {"bos": 101, "seperator": 102, "unknown": 100, "padding": 0, "mask": 103},
+    "t5": {"eos": 1, "unknown": 2, "padding": 0},
 }
 ADDED_BY_DEFAULT = {"llama": ("bos",), "bert": ("bos", "seperator"), "t5": ("eos",)}
+ADDED_ALWAYS = {"bert": ("bos", "seperator")}
+"""What no flag switches off."""
 FLAGS = {"add_bos_token": "bos", "add_eos_token": "eos", "add_sep_token": "seperator"}
 """Flag -> the special token it puts around a text; without that token llama.cpp ends the process."""
 N_TOKEN_TYPES = 7
@@ -47,6 +50,31 @@ def check_vocabulary(header: Header) -> None:
     template = header.values.get("tokenizer.chat_template")
     if template is not None and template.kind != STRING:
         raise ModelError(f"{header.path}: tokenizer.chat_template (byte {template.at}) is no string; export it again")
+
+
+def special_id(header: Header, name: str) -> int | None:
+    """The id of `bos`, `eos`, `unknown`, …: the file's, or what llama.cpp takes where it names none. A byte-level file
+    that names no BOS or EOS has none: 11, which llama.cpp takes there, is GPT-2's full stop."""
+    kind, n_tokens = str(header.get("tokenizer.ggml.model")), len(header.get(f"{PREFIX}tokens"))
+    if kind == "gpt2":
+        token: int | None = header.get(f"{PREFIX}{name}_token_id")
+        return token
+    found: int | None = _special_id(header, kind, name, n_tokens)
+    return found
+
+
+def added_around(header: Header) -> tuple[int | None, int | None]:
+    """The ids that llama.cpp puts before and behind a text, where it puts one."""
+    kind = str(header.get("tokenizer.ggml.model"))
+    by_default = ("bos",) if header.get(f"{PREFIX}pre") in ADDS_BOS else ADDED_BY_DEFAULT.get(kind, ())
+    always = ADDED_ALWAYS.get(kind)
+
+    def adds(name: str) -> bool:
+        return name in always if always else bool(header.get(f"{PREFIX}add_{name}_token", name in by_default))
+
+    ends = ("seperator",) if always else ("eos",)
+    before = special_id(header, "bos") if adds("bos") else None
+    return before, next((special_id(header, name) for name in ends if adds(name)), None)
 
 
 def refuse(header: Header, key: str, why: str) -> NoReturn:

@@ -14,6 +14,7 @@ import numpy as np
 from edgeft.errors import RuntimeFault
 from edgeft.machine.cores import usable_cores
 from edgeft.runtime.base import TextModel
+from edgeft.runtime.gguf_format import Header
 from edgeft.runtime.llama_library import build, llama_cpp
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary, captured_log
 from edgeft.runtime.optional import open_module
@@ -36,10 +37,15 @@ FAILURES = {1: "the context is full", 2: "it was interrupted", -1: "a token id i
 class LlamaModel(LlamaVocabulary, TextModel):
     """A GGUF model with its context. See `edgeft.runtime.Model`."""
 
-    def __init__(self, path: Path, *, n_ctx: int, n_threads: int | None, n_gpu_layers: int) -> None:
-        """Raises RuntimeFault when llama.cpp refuses the file or cannot make a context."""
+    def __init__(
+        self, path: Path, *, header: Header | None = None, n_ctx: int, n_threads: int | None, n_gpu_layers: int
+    ) -> None:
+        """`header`: the file's, where it was read before.
+
+        Raises RuntimeFault when llama.cpp refuses the file or cannot make a context.
+        """
         TextModel.__init__(self)
-        LlamaVocabulary.__init__(self, path, vocab_only=False, n_gpu_layers=n_gpu_layers)
+        LlamaVocabulary.__init__(self, path, header=header, vocab_only=False, n_gpu_layers=n_gpu_layers)
         self.n_ctx = min(n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or n_ctx)
         self._n_batch = min(N_BATCH, self.n_ctx)
         n_parameters = llama_cpp.llama_model_n_params(self._model)

@@ -11,9 +11,13 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from edgeft.errors import ModelError, RuntimeFault
+from edgeft.runtime.byte_level import NORMALIZER_KEY as NORMALIZER_KEY
+from edgeft.runtime.gguf_format import Header, read_header
 from edgeft.runtime.llama_build import start
 from edgeft.runtime.llama_library import llama_cpp
+from edgeft.runtime.llama_limits import file_limits, ordinary_tokens
 from edgeft.runtime.model import Message
+from edgeft.runtime.own_tokenizer import OwnTokenizer
 from edgeft.runtime.template import ChatTemplate
 
 WARN, ERROR, CONTINUED = 3, 4, 5
@@ -21,8 +25,6 @@ SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOW
 PIECE_BYTES = 256
 """Bytes a token may have before it is read again."""
 TEMPLATE_KEY = "tokenizer.chat_template"
-NORMALIZER_KEY = "edgeft.normalizer"
-"""What is done to a text before llama.cpp, which cannot, tokenizes it: `NFC` or nothing."""
 TEMPLATE_TOKENS = {
     "bos": "bos",
     "eos": "eos",
@@ -81,16 +83,23 @@ def _silent(level: int, text: bytes, _: Any) -> None:
 class LlamaVocabulary:
     """The tokenizer, chat template and metadata of a GGUF file; no weights are loaded."""
 
-    def __init__(self, path: Path, *, vocab_only: bool = True, n_gpu_layers: int = 0) -> None:
-        """Raises RuntimeFault when llama.cpp refuses the file."""
+    def __init__(
+        self, path: Path, *, header: Header | None = None, vocab_only: bool = True, n_gpu_layers: int = 0
+    ) -> None:
+        """`header`: the file's, where it was read before. Raises RuntimeFault when llama.cpp refuses the file."""
         self.path = path
         self._model = _open(path, vocab_only, n_gpu_layers)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.metadata = _metadata(self._model)
-        self.eos_ids = frozenset(
-            token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
-        )
+        header = header or read_header(path)
+        self.ordinary = ordinary_tokens(header)
+        """Tokens that look like control tokens to llama.cpp and are none."""
+        self.limits = file_limits(header, self.ordinary)
+        """Texts that llama.cpp tokenizes otherwise than the tokenizer the vocabulary came from."""
+        ends = (token for token in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        self.eos_ids = frozenset(ends) - self.ordinary.at_ends
+        self._own: OwnTokenizer | None = None
         self._template: ChatTemplate | None = None
         self._composes = self.metadata.get(NORMALIZER_KEY) == "NFC"
         self._in_use = threading.Lock()
@@ -122,14 +131,26 @@ class LlamaVocabulary:
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See `Model.tokenize`. With `add_special` the BOS and EOS the file asks for are added.
 
-        Raises RuntimeFault for a character that the vocabulary has no way to write.
+        Of a text that llama.cpp would tokenize otherwise than the vocabulary's own tokenizer (`limits`), the ids are
+        that tokenizer's. Raises RuntimeFault for a character that the vocabulary has no way to write.
         """
         if unwritable := self.unwritable(text):
             raise RuntimeFault(
                 f"{self.path}: the vocabulary has no token for {unwritable[0]!r} and no bytes to spell it; leave it out"
             )
-        if self._composes:
-            text = unicodedata.normalize("NFC", text)
+        text = self.normalized(text)
+        if not any(limit.concerns(text) for limit in self.limits):
+            return self.llama_ids(text, add_special=add_special)
+        if self._own is None:
+            self._own = OwnTokenizer(self)
+        return self._own.ids(text, add_special=add_special)
+
+    def normalized(self, text: str) -> str:
+        """`text` as llama.cpp is given it."""
+        return unicodedata.normalize("NFC", text) if self._composes else text
+
+    def llama_ids(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """What llama.cpp makes of `text`, limits and all."""
         # A lone surrogate is no character; its bytes would end the process inside llama.cpp.
         encoded = text.encode(errors="replace")
         size = len(encoded) + 2
@@ -137,13 +158,17 @@ class LlamaVocabulary:
             self._check_open()
             while True:
                 ids = (llama_cpp.llama_token * size)()
-                n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, size, add_special, True)
+                n = llama_cpp.llama_tokenize(self._vocab, encoded, len(encoded), ids, size, add_special, parse_special)
                 if n >= 0:
                     return ids[:n]
                 size = -n
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """See `Model.detokenize`."""
+        if not self.ordinary.at_ends.isdisjoint(ids):
+            return b"".join(self._piece(token, special=token in self.ordinary.at_ends) for token in ids).decode(
+                errors="replace"
+            )
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         size = 16 * len(ids) + 16
         with self._in_use:
@@ -164,6 +189,14 @@ class LlamaVocabulary:
             sizes = ((read(self._vocab, token, buffer, PIECE_BYTES, 0, True), token) for token in range(self.n_vocab))
             return [buffer.raw[:size] if size >= 0 else self._long_piece(token, -size) for size, token in sizes]
 
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        """The text of one token; of a special one only if asked for."""
+        buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        with self._in_use:
+            self._check_open()
+            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, PIECE_BYTES, 0, special)
+            return buffer.raw[:size] if size >= 0 else self._long_piece(token, -size)
+
     def _long_piece(self, token: int, size: int) -> bytes:
         buffer = ctypes.create_string_buffer(size)
         return buffer.raw[: llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)]
@@ -173,7 +206,8 @@ class LlamaVocabulary:
         with self._in_use:
             self._check_open()
             attributes = (llama_cpp.llama_vocab_get_attr(self._vocab, token) for token in range(self.n_vocab))
-            return frozenset(token for token, attribute in enumerate(attributes) if attribute & SPECIAL)
+            special = frozenset(token for token, attribute in enumerate(attributes) if attribute & SPECIAL)
+            return special - self.ordinary.at_ends
 
     def unwritable(self, text: str) -> str:
         """The characters of `text` that `tokenize` has no ids for; empty for nearly every vocabulary."""
@@ -190,7 +224,7 @@ class LlamaVocabulary:
         """Whether `token` is a special token that no ordinary text contains."""
         with self._in_use:
             self._check_open()
-            return bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
+            return token not in self.ordinary.at_ends and bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
 
     def special_id(self, name: str) -> int | None:
         """The id the file names for `bos`, `eos`, `eot`, `padding`, …, or None."""

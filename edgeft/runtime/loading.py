@@ -72,6 +72,6 @@ def _open(path: Path, *, n_ctx: int, n_threads: int | None, n_gpu_layers: int, p
         return onnx.OnnxModel(path, n_ctx=n_ctx, n_threads=n_threads, providers=providers)
     if path.is_dir():
         raise ModelError(f"{path}: a folder, not a model file; export it first (edgeft export)")
-    check_gguf(path)
+    header = check_gguf(path)
     llama = open_module("llama", "gguf")
-    return llama.LlamaModel(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    return llama.LlamaModel(path, header=header, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)

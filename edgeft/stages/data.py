@@ -22,6 +22,7 @@ from edgeft.errors import DataError
 from edgeft.recipe import Recipe
 from edgeft.sections import Data
 from edgeft.stages._classifier import write_label_sets
+from edgeft.stages._limits import tell_limits
 from edgeft.training.batches import TokenSet
 from edgeft.training.models import apply_template, load_tokenizer, resolve_base
 from edgeft.training.pairs import PairSet
@@ -49,6 +50,9 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             run_prepare(recipe, section.prepare, Path(prepared), log)
         find = recipe.resolve if section.prepare is None else Path(prepared).joinpath
         mixed = mix(section, find, recipe.seed, log)
+        if not classifies:
+            examples = (example for split in mixed.splits.values() for example in split)
+            tell_limits(examples, resolve_base(recipe), log)
         write = write_label_sets if classifies else _write_token_sets
         kept, summary = write(mixed.splits, tokenizer, section, out, log)
         if section.swap_copied_values and not classifies:

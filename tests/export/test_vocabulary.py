@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from edgeft.errors import ModelError, RuntimeFault
-from edgeft.export.gguf.tokenizers.pretokenizers import LLAMA3, QWEN2
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary
+from edgeft.runtime.splitting import LLAMA3, QWEN2
 from tests.tiny import CHATML, TEXT, make_tiny_llama
 
 MORE_TEXT = (

@@ -13,11 +13,12 @@ from gguf import TokenType
 from edgeft.errors import ModelError
 from edgeft.export.gguf.tokenizers.base import SPACE
 from edgeft.export.gguf.tokenizers.byte_level import MASK_EATS_SPACE
-from edgeft.export.gguf.tokenizers.pretokenizers import WORDS, definition_of
 from edgeft.export.gguf.tokenizers.sentencepiece import PHI3_KEEPS_SPACE
 from edgeft.export.gguf.tokenizers.wordpiece import PREFIX
+from edgeft.runtime.byte_level import bpe_model, byte_level_definition
 from edgeft.runtime.gguf_format import Header
-from edgeft.runtime.llama_vocabulary import NORMALIZER_KEY
+from edgeft.runtime.header_vocabulary import added_around, special_id
+from edgeft.runtime.splitting import definition_of
 
 ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 NAMES = {
@@ -73,31 +74,13 @@ def _texts(header: Header) -> list[str]:
         raise ModelError(f"{header.path}: the token {error.object!r} is not UTF-8; it cannot be imported") from None
 
 
-def _model(tokens: list[str], types: list[int], merges: list[str], **fields: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    plain |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
-    vocab = {text: index for index, text in enumerate(tokens) if types[index] != TokenType.UNUSED}
-    return {"type": "BPE", **plain, **fields, "vocab": vocab, "merges": merges}
-
-
-def _byte_level(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    rule = header.get("tokenizer.ggml.pre")
-    found = definition_of(rule)
-    if found is None:
-        raise ModelError(f"{header.path}: the splitting rule {rule!r} (tokenizer.ggml.pre) cannot be imported")
-    steps, pre = found
-    merges = [merge.decode(errors="replace") for merge in header.get("tokenizer.ggml.merges")]
-    return {
-        "normalizer": {"type": "NFC"} if header.get(NORMALIZER_KEY) == "NFC" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "decoder": WORDS,
-        "model": _model(tokens, types, merges, ignore_merges=pre.ignore_merges),
-    }
-
-
 def _sentencepiece(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prefix = header.get("tokenizer.ggml.add_space_prefix", True)
+    return _pieces(header, tokens, types, _merges(header, tokens, types), prefix=prefix)
+
+
+def _pieces(header: Header, tokens: list[str], types: list[int], merges: list[str], *, prefix: bool) -> dict[str, Any]:
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     unknown = next((tokens[index] for index, kind in enumerate(types) if kind == TokenType.UNKNOWN), None)
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
@@ -106,15 +89,16 @@ def _sentencepiece(header: Header, tokens: list[str], types: list[int]) -> dict[
         "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
-        "model": _model(
-            tokens,
-            types,
-            _merges(header, tokens, types),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=TokenType.BYTE in types,
+        "model": bpe_model(
+            tokens, types, merges, unk_token=unknown, fuse_unk=True, byte_fallback=TokenType.BYTE in types
         ),
     }
+
+
+def _gemma4(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """Gemma 3's pieces with the merges written out."""
+    merges = [merge.decode(errors="replace") for merge in header.get("tokenizer.ggml.merges")]
+    return _pieces(header, tokens, types, merges, prefix=False)
 
 
 def _unigram(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
@@ -171,7 +155,13 @@ def _word_piece(header: Header, tokens: list[str], types: list[int]) -> dict[str
     }
 
 
-FAMILIES = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram, "bert": _word_piece}
+FAMILIES = {
+    "gpt2": byte_level_definition,
+    "llama": _sentencepiece,
+    "gemma4": _gemma4,
+    "t5": _unigram,
+    "bert": _word_piece,
+}
 
 
 def _merges(header: Header, tokens: list[str], types: list[int]) -> list[str]:
@@ -190,20 +180,17 @@ def _merges(header: Header, tokens: list[str], types: list[int]) -> list[str]:
 
 def _post_processor(header: Header, tokens: list[str]) -> dict[str, Any] | None:
     """What puts BOS and EOS around a text; None where nothing is put."""
-    ends = {}
-    for name, default in (("bos", header.get("tokenizer.ggml.model") == "llama"), ("eos", False)):
-        index = header.get(f"tokenizer.ggml.{name}_token_id")
-        if header.get(f"tokenizer.ggml.add_{name}_token", default) and index is not None:
-            ends[name] = index
+    ids = dict(zip(("before", "behind"), added_around(header), strict=True))
+    ends = {place: index for place, index in ids.items() if index is not None}
     if not ends:
         return None
     special = {name: {"SpecialToken": {"id": tokens[index], "type_id": 0}} for name, index in ends.items()}
 
     def around(*sequences: dict[str, Any]) -> list[dict[str, Any]]:
         return (
-            [special[name] for name in ("bos",) if name in ends]
+            [special[name] for name in ("before",) if name in ends]
             + [*sequences]
-            + [special[name] for name in ("eos",) if name in ends]
+            + [special[name] for name in ("behind",) if name in ends]
         )
 
     texts = [{"Sequence": {"id": part, "type_id": number}} for number, part in enumerate("AB")]
@@ -218,15 +205,15 @@ def _post_processor(header: Header, tokens: list[str]) -> dict[str, Any] | None:
 
 
 def _tokenizer_config(header: Header, tokens: list[str]) -> dict[str, Any]:
-    ids = {ours: header.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in NAMES.items()}
+    ids = {ours: special_id(header, theirs) for ours, theirs in NAMES.items()}
     named = {f"{ours}_token": tokens[index] for ours, index in ids.items() if index is not None}
-    found = definition_of(header.get("tokenizer.ggml.pre", ""))
+    found = definition_of(header.get("tokenizer.ggml.pre"))
     cleans = found is not None and found[1].clean_spaces
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": cleans, **named}
 
 
 def _generation_config(header: Header) -> dict[str, Any]:
-    ids = {name: header.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *STOPS)}
+    ids = {name: special_id(header, name) for name in ("bos", *STOPS)}
     stops = list(dict.fromkeys(ids[name] for name in STOPS if ids[name] is not None))
     found = {"bos_token_id": ids["bos"], "eos_token_id": stops or None}
     return {key: value for key, value in found.items() if value is not None}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def stream(
     rounder: Rounder,
     n_threads: int,
     done: Progress,
-    check: Future[None],
+    check: Future[Any],
 ) -> None:
     """Write the tensors into the open `file` (a descriptor), whose first tensor begins at byte `start`.
 

@@ -4,7 +4,9 @@ transformers tokenizes with the `tokenizers` library; it is asked directly, whic
 Only the header of the file is looked at.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,11 +16,13 @@ from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.contract import verify_contract
 from edgeft.export.gguf.strings import fixed_strings, piece_strings, special_strings
 from edgeft.export.gguf.tokenizers import byte_level, unigram, wordpiece
-from edgeft.export.gguf.tokenizers.base import Limit, added_tokens, model_type
+from edgeft.export.gguf.tokenizers.base import added_tokens, model_type
 from edgeft.export.gguf.tokenizers.pretokenizers import ignores_merges
 from edgeft.export.gguf.tokenizers.sentencepiece import space_prefix
 from edgeft.export.gguf.tokenizers.special import Ends, ends_of, template_of
+from edgeft.runtime.llama_limits import CONTROL_LOOKING, text_limits
 from edgeft.runtime.llama_vocabulary import LlamaVocabulary
+from edgeft.runtime.splitting import Limit
 
 N_PIECES = 1000
 """Pieces of the vocabulary that the strings made for it are drawn from."""
@@ -26,12 +30,28 @@ SHOWN_TOKENS, SHOWN_CHARACTERS = 4, 200
 """How much of a string and its ids a message shows: tokens on either side of the first difference."""
 
 
-def verify_vocabulary(path: Path, folder: ModelFolder, texts: Iterable[str] = ()) -> None:
-    """Compare ids on more than 2,000 strings and `texts`, what both put around a text, the end tokens, and the
-    chat template on a suite of conversations.
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: `n_strings`, and {why: strings} that llama.cpp alone is known to tokenize otherwise."""
 
-    Raises ModelError that shows the first string with other ids, the end token llama.cpp does not know, or the
-    conversation that is rendered otherwise.
+    n_strings: int
+    beyond: Mapping[str, int]
+
+    def __str__(self) -> str:
+        told = f"{self.n_strings:,} strings have the same ids as in transformers"
+        if not self.beyond:
+            return told
+        kinds = "; ".join(f"{count:,}: {why}" for why, count in self.beyond.items())
+        return f"{told}; beyond what llama.cpp alone can tokenize are {sum(self.beyond.values()):,} more ({kinds})"
+
+
+def verify_vocabulary(path: Path, folder: ModelFolder, texts: Iterable[str] = ()) -> Proof:
+    """Compare ids on more than 2,000 strings and `texts`, what both put around a text, the end tokens, and the
+    chat template on a suite of conversations; says how much was compared.
+
+    The ids are those of our runtime, which tokenizes by itself where llama.cpp alone cannot. Raises ModelError that
+    shows the first string with other ids, the end token llama.cpp does not know, or the conversation that is rendered
+    otherwise.
     """
     tokenizer = load_tokenizer(folder.path)
     with LlamaVocabulary(path) as vocabulary:
@@ -43,6 +63,7 @@ def verify_vocabulary(path: Path, folder: ModelFolder, texts: Iterable[str] = ()
         _verify_ends(folder, ends, tokenizer, vocabulary)
         if template is not None:
             verify_contract(folder.path, template, ends, tokenizer, vocabulary)
+    return Proof(proof.n_strings, dict(proof.beyond))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -69,9 +90,18 @@ def proof_strings(folder: ModelFolder, tokenizer: Tokenizer) -> list[str]:
 def known_limits(folder: ModelFolder) -> tuple[Limit, ...]:
     """What llama.cpp is known to tokenize otherwise with a tokenizer of this family."""
     kind = model_type(folder.tokenizer)
+    added = {token["content"] for token in added_tokens(folder.tokenizer)}
+    ordinary = (CONTROL_LOOKING & folder.token_ids.keys()) - added
+    named = text_limits([text for text in ordinary if text not in (folder.chat_template or "")])
     if kind != "BPE":
-        return wordpiece.LIMITS if kind == "WordPiece" else unigram.LIMITS
-    return byte_level.pre_tokenizer(folder).limits if byte_level.is_byte_level(folder.tokenizer) else ()
+        return (*(wordpiece.LIMITS if kind == "WordPiece" else unigram.LIMITS), *named)
+    return (*byte_level.limits(folder), *named) if byte_level.is_byte_level(folder.tokenizer) else named
+
+
+def limits_note(folder: ModelFolder) -> dict[str, str]:
+    """The limits for the file's provenance; nothing where there is none."""
+    limits = known_limits(folder)
+    return {"tokenizer_limits": "; ".join(limit.why for limit in limits)} if limits else {}
 
 
 class _Proof:
@@ -81,22 +111,30 @@ class _Proof:
         self.folder, self.tokenizer, self.vocabulary = folder, tokenizer, vocabulary
         self.limits = known_limits(folder)
         self.lead = _lead(folder)
+        self.n_strings, self.beyond = 0, Counter[str]()
 
     def run(self, strings: Sequence[str], *, skip: bool) -> None:
-        """Compare the ids of `strings`; with `skip`, leave out those behind a known limit."""
+        """Compare the ids of `strings`; with `skip`, leave out and count those behind a known limit."""
         for text in strings:
             text = self.lead + text
-            limit = next((limit for limit in self.limits if limit.concerns(text)), None)
-            if self.vocabulary.unwritable(text) or (limit and skip):
+            if self.vocabulary.unwritable(text):
                 continue
+            limit = next((limit for limit in self.limits if limit.concerns(text)), None)
             theirs = self.tokenizer.encode(text, add_special_tokens=False).ids
             ours = self.vocabulary.tokenize(text)
-            if theirs != ours:
+            if theirs == ours:
+                alone = limit is None or self.vocabulary.llama_ids(self.vocabulary.normalized(text)) == theirs
+                self.n_strings += alone
+            elif limit is not None and skip:
+                alone = False
+            else:
                 why = f" ({limit.why})" if limit else ""
                 raise ModelError(
                     f"{self.folder.path}: llama.cpp tokenizes {_shortened(text)!r} otherwise than transformers{why}: "
                     f"{first_difference(self.tokenizer, ours, theirs)}; this tokenizer cannot be exported to GGUF"
                 )
+            if limit is not None and not alone:
+                self.beyond[limit.why] += 1
 
 
 def first_difference(tokenizer: Tokenizer, ours: Sequence[int], theirs: Sequence[int]) -> str:
@@ -120,7 +158,7 @@ def _verify_ends(folder: ModelFolder, ends: Ends, tokenizer: Tokenizer, vocabula
             f"{_named(tokenizer, ours)}; this tokenizer cannot be exported to GGUF"
         )
     unknown = [token for token in ends.stops if token not in vocabulary.eos_ids]
-    if unknown:
+    if unknown and model_type(folder.tokenizer) != "WordPiece":  # an encoder answers nothing
         raise ModelError(
             f"{folder.path}: the end tokens {_named(tokenizer, unknown)} do not fit a GGUF file, which names three; "
             "shorten eos_token_id in generation_config.json"

@@ -26,7 +26,7 @@ from edgeft.export.gguf.tensor_types import (
     file_type,
     needs_importance,
 )
-from edgeft.export.gguf.verify import verify_vocabulary
+from edgeft.export.gguf.verify import limits_note, verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
 from edgeft.machine.cores import usable_cores
 from edgeft.quant import ggml
@@ -77,7 +77,7 @@ def write_gguf(
     targets = targets_of(layout, ftype, chosen, imatrix)
     metadata: Metadata = {
         **_general_metadata(layout.architecture, ftype, name, imatrix),
-        **{f"edgeft.{key}": value for key, value in sorted(provenance.items())},
+        **{f"edgeft.{key}": value for key, value in sorted({**provenance, **limits_note(folder)}.items())},
         **layout.hyperparameters,
         **vocabulary_metadata(folder, layout.n_vocab),
     }
@@ -93,7 +93,9 @@ def write_gguf(
         check = beside.submit(verify_vocabulary, temporary, folder, texts)
         pack, threads = rounder or round_with_ggml, n_threads or usable_cores()
         stream(file, start, targets, weights, rounder=pack, n_threads=threads, done=done, check=check)
-        check.result()
+        proof = check.result()
+    if proof.beyond:
+        log.say(f"{name}: {proof} (docs/tokenizers.md)")
     return fallbacks(chosen)
 
 

@@ -1,8 +1,6 @@
 """What every family of tokenizers needs: the steps of its definition, the text and type of every id."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
@@ -12,14 +10,6 @@ from edgeft.export.folder import ModelFolder
 
 SPACE = "▁"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Texts that llama.cpp is known to tokenize otherwise: `why`, and whether one `concerns` a text."""
-
-    why: str
-    concerns: Callable[[str], bool]
 
 
 def model_type(tokenizer: dict[str, Any]) -> str:

@@ -7,8 +7,10 @@ from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.architectures import Metadata
 from edgeft.export.gguf.tokenizers.base import added_tokens, merge_parts, normalizers, pre_tokenizers
-from edgeft.export.gguf.tokenizers.pretokenizers import PreTokenizer, find_pre_tokenizer, is_gpt2_rule
+from edgeft.export.gguf.tokenizers.pretokenizers import find_pre_tokenizer, is_gpt2_rule
+from edgeft.runtime.llama_limits import byte_limits, missing_bytes
 from edgeft.runtime.llama_vocabulary import NORMALIZER_KEY
+from edgeft.runtime.splitting import Limit, PreTokenizer
 
 MASK_EATS_SPACE = PreTokenizer("jina-v2-code", clean_spaces=True)
 """GPT-2's rule under the one name by which `<mask>` takes the white space before it, as RoBERTa's does."""
@@ -43,3 +45,8 @@ def pre_tokenizer(folder: ModelFolder) -> PreTokenizer:
     found = find_pre_tokenizer(folder.tokenizer, clean_spaces=clean_spaces)
     mask_strips = any(token["content"] == "<mask>" and token["lstrip"] for token in added_tokens(folder.tokenizer))
     return MASK_EATS_SPACE if mask_strips and is_gpt2_rule(folder.tokenizer) else found
+
+
+def limits(folder: ModelFolder) -> tuple[Limit, ...]:
+    """What llama.cpp is known to tokenize otherwise with this vocabulary."""
+    return (*pre_tokenizer(folder).limits, *byte_limits(missing_bytes(folder.token_ids)))

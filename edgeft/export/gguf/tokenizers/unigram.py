@@ -1,15 +1,29 @@
 """Sentencepiece's unigram model (T5, XLM-RoBERTa): llama.cpp's `t5`."""
 
 import base64
+import itertools
 import json
+import unicodedata
 from typing import Any
 
 from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.architectures import Metadata
-from edgeft.export.gguf.tokenizers.base import SPACE, Limit, normalizers, pre_tokenizers
+from edgeft.export.gguf.tokenizers.base import SPACE, normalizers, pre_tokenizers
+from edgeft.runtime.splitting import Limit
 
-LIMITS = (Limit("its unigram tokenizer does not take a written ▁ for a space", lambda text: SPACE in text),)
+
+def _stacks_marks(text: str) -> bool:
+    kinds = [unicodedata.category(one)[0] for one in text]
+    return "\x85" in text or any(pair == ("M", "M") for pair in itertools.pairwise(kinds))
+
+
+LIMITS = (
+    Limit("its unigram tokenizer does not take a written ▁ for a space", lambda text: SPACE in text),
+    Limit(
+        "its unigram tokenizer composes a second mark on a letter, and keeps the control character 85", _stacks_marks
+    ),
+)
 
 
 def metadata(folder: ModelFolder, texts: list[str]) -> Metadata:

@@ -12,7 +12,8 @@ from gguf import TokenType
 from edgeft.errors import ModelError
 from edgeft.export.folder import ModelFolder
 from edgeft.export.gguf.architectures import Metadata
-from edgeft.export.gguf.tokenizers.base import SPACE, Limit, normalizers, pre_tokenizers
+from edgeft.export.gguf.tokenizers.base import SPACE, normalizers, pre_tokenizers
+from edgeft.runtime.splitting import Limit
 
 PREFIX = "##"
 
