@@ -47,6 +47,8 @@ def command(name: str, text: str) -> click.Command:
 def _lines(facts: dict[str, Any], tensors: bool) -> list[str]:
     lines = [f"{_short(Path(facts['path']).name, 40)}: {facts['format']}, {size(facts['bytes'])}"]
     lines += _section(str(facts["architecture"]), facts["hyperparameters"])
+    if facts.get("defaults"):
+        lines += _section("left out; llama.cpp takes", facts["defaults"])
     rows = [
         (kind, str(row["tensors"]), f"{row['weights'] / 1e6:.2f} M", size(row["bytes"]))
         for kind, row in facts["types"].items()

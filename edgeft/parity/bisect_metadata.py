@@ -8,11 +8,14 @@ import numpy as np
 
 from edgeft.parity.finding import Finding
 from edgeft.runtime.gguf_format import Header
+from edgeft.runtime.header_vocabulary import added_around
+from edgeft.runtime.llama_defaults import with_defaults
 
 ARCHITECTURE = "general.architecture"
 TOKENIZER = "tokenizer.ggml."
 TOKENS, TYPES, MERGES, SCORES = (TOKENIZER + name for name in ("tokens", "token_type", "merges", "scores"))
 TEMPLATE = "tokenizer.chat_template"
+TYPE_COUNT = f"{TOKENIZER}token_type_count"
 FLOAT_PRECISION = 1e-6
 NEWLINE = "\n"
 CONTEXT = 12
@@ -28,20 +31,26 @@ def key_findings(header: Header, architecture: str, expected: Mapping[str, Any])
         message = f"{ARCHITECTURE} is {header.architecture!r}; config.json's model is llama.cpp's {architecture!r}"
         yield Finding("key", ARCHITECTURE, message)
         return
-    found = {key: _plain(value.value) for key, value in header.values.items()}
-    for key, value in expected.items():
-        if key not in found:
-            yield Finding("key", key, f"{key} is missing from the file; by config.json it is {_shown(value)}")
-        elif not _equal(found[key], value):
-            yield Finding("key", key, f"{key} is {_shown(found[key])} in the file; by config.json {_shown(value)}")
+    written = {key: _plain(value.value) for key, value in header.values.items()}
+    found, wanted = (_full(header, architecture, keys) for keys in (written, expected))
+    for key in [key for key in wanted if key in expected] + [key for key in wanted if key not in expected]:
+        if key in found and _equal(found[key], wanted[key]):
+            continue
+        if key not in written:
+            yield Finding("key", key, f"{key} is missing from the file; by config.json it is {_shown(wanted[key])}")
+        else:
+            here = _shown(written[key])
+            yield Finding("key", key, f"{key} is {here} in the file; by config.json {_shown(wanted[key])}")
     for key in found:
-        if key.startswith(f"{architecture}.") and key not in expected:
+        if key not in wanted:
             yield Finding("key", key, f"{key} is {_shown(found[key])} in the file; config.json asks for no such key")
 
 
 def vocabulary_findings(header: Header, expected: Mapping[str, Any]) -> Iterator[Finding]:
     """Differences of the tokenizer's keys from `expected`, the chat template last."""
-    found = {key: _plain(value.value) for key, value in header.values.items() if key.startswith("tokenizer.")}
+    found = {key: _plain(value.value) for key, value in header.values.items()}
+    for name, added in zip(("bos", "eos"), added_around(header), strict=True):
+        found.setdefault(f"{TOKENIZER}add_{name}_token", added is not None)
     yield from _tokens(found.get(TOKENS, []), expected[TOKENS])
     yield from _types(found.get(TYPES, []), expected)
     yield from _merges(found.get(MERGES, []), expected.get(MERGES, []))
@@ -56,6 +65,16 @@ def vocabulary_findings(header: Header, expected: Mapping[str, Any]) -> Iterator
         if key.startswith(TOKENIZER) and key not in expected:
             yield Finding("key", key, f"{key} is {_shown(found[key])} in the file; the tokenizer asks for no such key")
     yield from _template(found.get(TEMPLATE), expected.get(TEMPLATE))
+
+
+def _full(header: Header, architecture: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`keys` of the architecture with llama.cpp's defaults for those left out; others (`tokenizer.…`) where they are
+    among what is compared."""
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): value for key, value in keys.items() if key.startswith(prefix)}
+    full = with_defaults(architecture, own, len(header.get(TOKENS) or ()))
+    others = {TYPE_COUNT: keys[TYPE_COUNT]} if TYPE_COUNT in keys else {}
+    return {f"{prefix}{key}": value for key, value in full.items()} | others
 
 
 def _tokens(found: list[str], expected: list[str]) -> Iterator[Finding]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgeft.checkpoint_files import weight_files
 from edgeft.errors import ModelError
 from edgeft.runtime.gguf_format import Header, Value
 from edgeft.runtime.header import check_gguf
+from edgeft.runtime.llama_defaults import with_defaults
 from edgeft.runtime.onnx_file import OnnxFile, check_onnx, find_file, holds_onnx
 
 Facts = dict[str, Any]
@@ -66,6 +68,7 @@ def _gguf_facts(path: Path) -> Facts:
         "hyperparameters": {
             key: _plain(value) for key, value in header.values.items() if not key.startswith(NOT_HYPER)
         },
+        "defaults": _defaults(header),
         "types": _by_type(tensors),
         "tensors": tensors,
         "tokenizer": _tokenizer(header),
@@ -73,6 +76,14 @@ def _gguf_facts(path: Path) -> Facts:
         "provenance": {key: _plain(value) for key, value in header.values.items() if key.startswith(PROVENANCE)},
         "odd": list(_oddities(header)),
     }
+
+
+def _defaults(header: Header) -> Facts:
+    """What llama.cpp takes for the keys of the architecture that the file leaves out."""
+    prefix = f"{header.architecture}."
+    keys = {key.removeprefix(prefix): one.value for key, one in header.values.items() if key.startswith(prefix)}
+    full = with_defaults(header.architecture, keys, len(header.get("tokenizer.ggml.tokens", ())))
+    return {f"{prefix}{key}": value for key, value in full.items() if key not in keys}
 
 
 def _plain(value: Value) -> Any:
@@ -188,9 +199,11 @@ def _template_of(folder: Path) -> str | None:
 
 def _folder_facts(path: Path) -> Facts:
     config = _read_json(path / "config.json")
-    files = sorted(path.glob("*.safetensors"))
+    files = weight_files(path)
     if not files:
-        raise ModelError(f"{path}: there are no safetensors beside its config.json")
+        raise ModelError(
+            f"{path}: there are no weights (model.safetensors, or its index with shards) beside its config.json"
+        )
     tensors = [tensor for file in files for tensor in _safetensors(file)]
     template = path / "chat_template.jinja"
     plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}

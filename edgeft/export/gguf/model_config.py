@@ -13,11 +13,11 @@ from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures import Architecture, architecture_of
 from edgeft.export.gguf.model_families import FAMILIES, POOLINGS, Keys, family_of, shortest
 from edgeft.export.gguf.read import GgufFile
+from edgeft.runtime.header_vocabulary import special_id
+from edgeft.runtime.llama_defaults import with_defaults
 
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
-DERIVED = {"rope.scaling.finetuned", "rope.dimension_count", "attention.key_length", "attention.value_length"}
-"""Keys that files of other tools leave out or add, with no setting of their own in config.json."""
-LEFT_OUT = ("vocab_size", "attention.head_count_kv", "attention.causal")
+LEFT_OUT = ("attention.causal",)
 """Keys that files of other tools leave out where the graph takes the same for granted."""
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -47,7 +47,7 @@ def config_of(file: GgufFile, dtype: str) -> tuple[dict[str, Any], Architecture]
         "dtype": dtype,
         **settings,
         "vocab_size": len(header.get("tokenizer.ggml.tokens")),
-        **{f"{token}_token_id": header.get(f"tokenizer.ggml.{key}_token_id") for token, key in TOKENS.items()},
+        **{f"{token}_token_id": special_id(header, key) for token, key in TOKENS.items()},
     }
     architecture = architecture_of(config, header.path)
     _prove(file, {**architecture.defaults, **config}, architecture)
@@ -71,10 +71,11 @@ def _prove(file: GgufFile, config: dict[str, Any], architecture: Architecture) -
     header, prefix = file.header, f"{file.header.architecture}."
     ours: Mapping[str, Any] = architecture.hyperparameters(config)
     ours = {key: value for key, value in ours.items() if not key.startswith("tokenizer.")}
-    theirs = {key.removeprefix(prefix): value.value for key, value in header.values.items() if key.startswith(prefix)}
+    ours = with_defaults(architecture.name, ours, len(header.get("tokenizer.ggml.tokens")))
+    theirs = dict(Keys(file).full)
     if theirs.get("pooling_type") in POOLINGS:  # said beside config.json, see `pooling_files`
         del theirs["pooling_type"]
-    for key in sorted({*ours, *theirs} - DERIVED):
+    for key in sorted({*ours, *theirs}):
         if key in ours and key not in theirs and key in LEFT_OUT:
             continue
         if _comparable(ours.get(key)) != _comparable(theirs.get(key)):

@@ -6,6 +6,7 @@ the caller, which lets that module write them again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures.distilbert import OTHER_NAMES
 from edgeft.export.gguf.architectures.granite import SCALES
 from edgeft.export.gguf.read import GgufFile
+from edgeft.runtime.llama_defaults import with_defaults
 
 Settings = dict[str, Any]
 LLAMA3: Settings = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -26,9 +28,16 @@ POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken"}
 
 @dataclass(frozen=True)
 class Keys:
-    """The `<architecture>.…` keys of a file, and its tensors."""
+    """The `<architecture>.…` keys of a file, with llama.cpp's defaults for those left out, and its tensors."""
 
     file: GgufFile
+
+    @cached_property
+    def full(self) -> dict[str, Any]:
+        """Every key without its beginning."""
+        header, prefix = self.file.header, f"{self.file.header.architecture}."
+        keys = {key.removeprefix(prefix): one.value for key, one in header.values.items() if key.startswith(prefix)}
+        return with_defaults(header.architecture, keys, len(header.get("tokenizer.ggml.tokens")))
 
     def __call__(self, key: str, default: Any = None) -> Any:
         """The value of a key, a float in the fewest digits. Raises ModelError where it differs by layer."""
@@ -39,8 +48,8 @@ class Keys:
         return shortest(found)
 
     def raw(self, key: str, default: Any = None) -> Any:
-        """The value of a key as it is stored."""
-        return self.file.header.get(f"{self.file.header.architecture}.{key}", default)
+        """The value of a key as it is stored, or as llama.cpp takes it for stored."""
+        return self.full.get(key, default)
 
     def has(self, tensor: str) -> bool:
         """Whether the file holds the tensor."""
@@ -91,9 +100,9 @@ def _rope(get: Keys) -> Settings:
     if scaling in ("linear", "yarn") and factor:
         rope |= {"rope_type": scaling, "factor": factor}
     original = get("rope.scaling.original_context_length")
-    if scaling == "yarn" and original:
+    if scaling == "yarn":
         rope["original_max_position_embeddings"] = original
-        if scale := get.raw("rope.scaling.attn_factor"):  # llama.cpp has YaRN's own besides
+        if (scale := get.raw("rope.scaling.attn_factor")) != 1.0:  # llama.cpp has YaRN's own besides
             rope["attention_factor"] = scale * (0.1 * float(np.log(factor)) + 1.0)
     if get.has("rope_freqs.weight"):
         rope |= _llama3(get.file.read("rope_freqs.weight").astype(np.float64), rope["rope_theta"])
