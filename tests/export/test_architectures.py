@@ -204,7 +204,11 @@ def test_other_spellings_of_the_same_model(kind: str, respell: Any, tmp_path: Pa
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor 0.5.* whole heads"),
+    (
+        "llama",
+        {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "partial_rotary_factor 0.5.* whole heads",
+    ),
     (
         "llama, rope scaled by YaRN",
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16}},

@@ -160,9 +160,7 @@ def _layer_types(config: Config) -> list[str]:
 
 def _rotation(graph: EncoderGraph, kind: str) -> tuple[str, str]:
     config = graph.config
-    parameters = rope_parameters(config, kind)
-    if not config.get("rope_parameters"):
-        parameters["rope_theta"] = config[modernbert.THETAS[kind]]
+    parameters = rope_parameters(config, kind, modernbert.THETAS[kind])
     rope = rope_of(config, parameters, config["hidden_size"] // config["num_attention_heads"])
     if rope.long_frequencies is not None:
         raise ModelError("config.json: rope_parameters: LongRoPE cannot be exported to ONNX for encoders")

@@ -25,6 +25,7 @@ from edgeft.errors import DataError, ModelError
 from edgeft.export.folder import Checkpoint, ModelFolder, open_checkpoint, read_folder
 from edgeft.export.gguf.architectures._encoder import IGNORED
 from edgeft.export.gguf.architectures._pooling import sentence_pooling, sentence_steps
+from edgeft.export.gguf.tokenizers.base import token_texts
 from edgeft.export.onnx.encoder_bodies import BODIES, Body
 from edgeft.export.onnx.encoder_graph import IDS, MASK, TYPES, EncoderGraph, Observer
 from edgeft.export.onnx.encoder_heads import Pooling, Task, add_outputs, task_of
@@ -119,6 +120,7 @@ def export_encoder(
     """
     folder = read_folder(model_dir)
     source = EncoderSource.open(folder, task)
+    token_texts(folder, source.config["vocab_size"])  # refuses ids without a row in the embedding
     with log.progress(f"onnx {settings.dtype}", 1, "file") as progress:
         products = _products(source, settings, texts)
         graph = source.build(products)

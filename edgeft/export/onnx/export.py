@@ -9,11 +9,13 @@ from typing import Any
 from edgeft import __version__
 from edgeft.artifact import refused_writes, write_atomic, writing
 from edgeft.console import Log
+from edgeft.errors import ModelError
 from edgeft.export.adapter import read_adapter
 from edgeft.export.folder import ModelFolder, open_checkpoint, read_folder
 from edgeft.export.gguf.architectures import architecture_of
 from edgeft.export.gguf.architectures.layout import Layout, full_config, lay_out
 from edgeft.export.gguf.stream import Weights
+from edgeft.export.gguf.tokenizers.base import token_texts
 from edgeft.export.onnx.architectures import decoder_of
 from edgeft.export.onnx.architectures.base import Decoder
 from edgeft.export.onnx.data_file import fill
@@ -25,6 +27,8 @@ from edgeft.export.onnx.settings import OnnxSettings
 from edgeft.machine.cores import usable_cores
 from edgeft.quant.grids import onnx as grids
 
+HEAD_MULTIPLE = 8
+"""What GroupQueryAttention demands of a head's width."""
 GENERATION = "text-generation-with-past"
 
 
@@ -51,6 +55,7 @@ def export_onnx(
         entries = {entry.name: entry for entry in entries}
     folder = read_folder(model_dir)
     layout, decoder = lay_out_decoder(folder)
+    token_texts(folder, layout.n_vocab)  # refuses ids without a row in the embedding
     tied = all(rule.name != "output.weight" for rule in layout.rules)
     changes = read_adapter(adapter, layout.checkpoint.tensors, tied=tied) if adapter else None
     weights = Weights(layout.checkpoint, changes)
@@ -92,6 +97,11 @@ def lay_out_decoder(folder: ModelFolder) -> tuple[Layout, Decoder]:
     read = decoder_of(folder.config, folder.path)
     architecture = architecture_of(folder.config, folder.path)
     decoder = read(full_config(folder.config, architecture))
+    if decoder.head_dim % HEAD_MULTIPLE:
+        raise ModelError(
+            f"config.json: heads of {decoder.head_dim}: onnxruntime's attention takes only multiples of "
+            f"{HEAD_MULTIPLE}; export GGUF instead"
+        )
     # What llama.cpp's graph lacks does not matter here.
     anything = replace(architecture, hyperparameters=lambda config: {}, other_files=lambda path: {})
     return lay_out(folder, open_checkpoint(folder.path), anything), decoder

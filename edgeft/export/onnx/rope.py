@@ -14,8 +14,6 @@ from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures.base import Config
 
 Parameters = dict[str, Any]
-OLDER_NAMES = {"su": "longrope"}
-"""What early Phi-3 files called LongRoPE."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Rope:
 
 
 def rope_of(config: Config, parameters: Parameters, head_dim: int) -> Rope:
-    """The rotation that `parameters` (`rope_theta`, `rope_type` and its fields) mean. Raises ModelError for a
+    """The rotation that `parameters` (of `rope_parameters`) mean. Raises ModelError for a
     `rope_type` without a formula here."""
-    kind = OLDER_NAMES.get(parameters["rope_type"], parameters["rope_type"])
+    kind = parameters["rope_type"]
     if kind not in SCALINGS:
         raise ModelError(
             f"config.json: rope_type {kind!r} cannot be exported to ONNX; supported: {', '.join(sorted(SCALINGS))}"
@@ -63,9 +61,8 @@ def _llama3(_: Config, parameters: Parameters, wavelengths: np.ndarray) -> Rope:
     return Rope((frequencies * ((1 - blend) / factor + blend)).astype(np.float32))
 
 
-def _yarn(config: Config, parameters: Parameters, wavelengths: np.ndarray) -> Rope:
-    original = parameters.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    factor = parameters.get("factor") or config["max_position_embeddings"] / original
+def _yarn(_: Config, parameters: Parameters, wavelengths: np.ndarray) -> Rope:
+    original, factor = parameters["original_max_position_embeddings"], parameters["factor"]
     n_rotated = 2 * len(wavelengths)
 
     def dimension(turns: float) -> float:
@@ -96,7 +93,7 @@ def _yarn_amplitude(parameters: Parameters, factor: float) -> float:
 
 
 def _longrope(config: Config, parameters: Parameters, wavelengths: np.ndarray) -> Rope:
-    original = parameters.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+    original = parameters["original_max_position_embeddings"]
     stretch = parameters.get("factor") or config["max_position_embeddings"] / original
     amplitude = parameters.get("attention_factor")
     if amplitude is None:

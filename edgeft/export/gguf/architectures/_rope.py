@@ -16,29 +16,83 @@ BETAS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 """YaRN's settings that llama.cpp has in its code and reads from no key."""
 
 
-def rope_parameters(config: Config, layers: str = "full_attention") -> dict[str, Any]:
-    """`rope_theta`, `rope_type`, `partial_rotary_factor` and the scaling's fields, wherever this version of
-    transformers put them; `layers` chooses between kinds of layers where the model has several."""
-    rope: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
-    rope["partial_rotary_factor"] = config.get("partial_rotary_factor", 1.0)
-    rope |= config.get("rope_scaling") or {}
-    new: dict[str, Any] = config.get("rope_parameters") or {}
-    rope |= new.get(layers, new)
-    rope.setdefault("rope_type", rope.get("type", "default"))
+PARTIAL = ("phi3",)
+"""Models whose code rotates a part of a head (`partial_rotary_factor`); that of the others ignores the setting."""
+OLDER_NAMES = {"su": "longrope"}
+PHI3_NAMES = {"su": "longrope", "yarn": "longrope"}
+"""What older files call a scaling; early Phi-3 files called LongRoPE so."""
+REQUIRED = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+"""Settings of a scaling that have no default."""
+OF_A_CONTEXT = ("yarn", "llama3", "longrope")
+"""Scalings that start from the context the model was first trained on."""
+
+
+def rope_parameters(config: Config, layers: str = "full_attention", theta_key: str = "rope_theta") -> dict[str, Any]:
+    """`rope_theta`, `rope_type`, `partial_rotary_factor`, `factor` and the scaling's other fields, as transformers 5
+    reads them (`RotaryEmbeddingConfigMixin` in its `modeling_rope_utils.py`), for GGUF and ONNX alike.
+
+    `layers` chooses between kinds of layers where the model has several, and `theta_key` is where older files have
+    the base of this kind; under another key than the usual one a scaling of older files does not concern it. Raises
+    ModelError for a scaling without a setting it needs.
+    """
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    nested = any(isinstance(value, dict) for value in given.values())
+    if nested:
+        given = given.get(layers) or {}
+    elif theta_key != "rope_theta":
+        given = {}
+    rope: dict[str, Any] = {key: value for key, value in given.items() if key != "type"}
+    names = PHI3_NAMES if config.get("model_type") in PARTIAL else OLDER_NAMES
+    kind = given.get("rope_type") or given.get("type") or "default"
+    kind = rope["rope_type"] = names.get(kind, kind)
+    if rope.get("rope_theta") is None:
+        rope["rope_theta"] = config.get(theta_key, 10000.0)
+    rope["partial_rotary_factor"] = _partial_factor(rope, config, kind)
+    if missing := [key for key in REQUIRED.get(kind, ()) if key not in rope]:
+        raise ModelError(
+            f"config.json: rope_type {kind!r} without {', '.join(missing)}, which transformers does not load either; "
+            "add what the model was trained with"
+        )
+    if kind in OF_A_CONTEXT:
+        _settle_context(rope, config, nested=nested)
+    if kind in ("linear", "yarn", "llama3") and not isinstance(rope["factor"], int | float):
+        raise ModelError(f"config.json: rope_type {kind!r} with factor {rope['factor']!r}; give a number")
     return rope
 
 
-def rope_metadata(
-    config: Config, head_dim: int, scalings: Collection[str] = SCALINGS, *, partial: bool = False
-) -> Metadata:
-    """The `rope.…` keys. Raises ModelError for a scaling that is not among `scalings`, and for heads that are
-    rotated in part unless the graph can (`partial`)."""
+def _partial_factor(rope: dict[str, Any], config: Config, kind: str) -> float:
+    given = rope.get("partial_rotary_factor")
+    factor = float(config.get("partial_rotary_factor") or 1.0) if given is None else float(given)
+    if factor == 1.0 or config.get("model_type") in PARTIAL:
+        return factor
+    if kind == "default":
+        return 1.0
+    raise ModelError(
+        f"config.json: partial_rotary_factor {factor} with rope_type {kind!r}: the {config.get('model_type')} of "
+        "transformers rotates whole heads; remove one"
+    )
+
+
+def _settle_context(rope: dict[str, Any], config: Config, *, nested: bool) -> None:
+    """The original context, which beside one scaling for all layers stands at the top level first; and a `factor` that
+    is null: the ratio of the contexts."""
+    longest = config["max_position_embeddings"]
+    given = rope.get("original_max_position_embeddings")
+    if not nested:
+        given = config.get("original_max_position_embeddings") or given
+    rope["original_max_position_embeddings"] = given or longest
+    if rope["rope_type"] == "yarn" and rope["factor"] is None:
+        rope["factor"] = longest / rope["original_max_position_embeddings"]
+
+
+def rope_metadata(config: Config, head_dim: int, scalings: Collection[str] = SCALINGS) -> Metadata:
+    """The `rope.…` keys. Raises ModelError for a scaling that is not among `scalings`."""
     rope = rope_parameters(config)
-    if rope["partial_rotary_factor"] != 1.0 and not partial:
-        raise ModelError(
-            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']}: llama.cpp's graph for "
-            f"{config['model_type']} rotates whole heads"
-        )
     if rope["rope_type"] not in scalings:
         raise ModelError(
             f"config.json: rope_type {rope['rope_type']!r} is not supported for this model_type; "
@@ -52,10 +106,21 @@ def rope_metadata(
         metadata["rope.scaling.type"] = rope["rope_type"]
         metadata["rope.scaling.factor"] = float(rope["factor"])
     if rope["rope_type"] == "yarn":
-        metadata |= _yarn(rope, config)
+        metadata |= _yarn(rope)
     if rope["rope_type"] == "longrope":
         metadata |= _longrope(rope, config)
     return metadata
+
+
+def require_unscaled(config: Config, layers: str, theta_key: str = "rope_theta") -> float:
+    """The base of layers whose rotation llama.cpp's graph cannot scale. Raises ModelError where config.json does."""
+    rope = rope_parameters(config, layers, theta_key)
+    if rope["rope_type"] != "default":
+        raise ModelError(
+            f"config.json: rope_parameters.{layers}: rope_type {rope['rope_type']!r}: llama.cpp's graph for "
+            f"{config['model_type']} has no scaling in these layers"
+        )
+    return float(rope["rope_theta"])
 
 
 def llama3_factors(config: Config, head_dim: int) -> list[TensorRule]:
@@ -99,13 +164,13 @@ def interleaved(n_heads: int) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def _yarn(rope: dict[str, Any], config: Config) -> Metadata:
+def _yarn(rope: dict[str, Any]) -> Metadata:
     """llama.cpp scales attention by 0.1 ln(factor) + 1 of its own, and by `attn_factor` besides."""
     for key, value in BETAS.items():
-        if rope.get(key, value) != value:
+        given = rope.get(key, value) if key == "truncate" else rope.get(key) or value
+        if given != value:
             raise ModelError(f"config.json: rope_parameters.{key} {rope[key]!r}: llama.cpp has only {value!r}")
-    original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    metadata: Metadata = {"rope.scaling.original_context_length": original}
+    metadata: Metadata = {"rope.scaling.original_context_length": rope["original_max_position_embeddings"]}
 
     def mscale(weight: float) -> float:
         return max(1.0, 0.1 * weight * math.log(rope["factor"]) + 1.0)
@@ -120,7 +185,7 @@ def _yarn(rope: dict[str, Any], config: Config) -> Metadata:
 
 def _longrope(rope: dict[str, Any], config: Config) -> Metadata:
     """`_compute_longrope_parameters` in transformers' `modeling_rope_utils.py`."""
-    original = _original_context(rope, config)
+    original = int(rope["original_max_position_embeddings"])
     stretch = rope.get("factor") or config["max_position_embeddings"] / original
     attention = rope.get("attention_factor")
     if attention is None:
@@ -130,12 +195,6 @@ def _longrope(rope: dict[str, Any], config: Config) -> Metadata:
         "rope.scaling.original_context_length": original,
         "rope.scaling.attn_factor": float(attention),
     }
-
-
-def _original_context(rope: dict[str, Any], config: Config) -> int:
-    """Tokens the model was first trained on; a key of its own in older files."""
-    original = rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
-    return int(original)
 
 
 def _factors(rope: dict[str, Any], length: str, n_rotated: int) -> TensorRule:

@@ -7,13 +7,17 @@ Checked against llama.cpp's `conversion/gemma.py` and `src/models/gemma3.cpp`, a
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edgeft.errors import ModelError
 from edgeft.export.gguf.architectures import gemma2
 from edgeft.export.gguf.architectures._decoder import attention, embeddings, gated_mlp, norms, plus_one
-from edgeft.export.gguf.architectures._rope import rope_parameters
+from edgeft.export.gguf.architectures._rope import require_unscaled
 from edgeft.export.gguf.architectures._settings import require
 from edgeft.export.gguf.architectures._sliding import sliding_metadata
 from edgeft.export.gguf.architectures.base import Config, Metadata, TensorRule
 from edgeft.export.gguf.architectures.qwen3 import HEAD_NORMS
+
+LOCAL_THETA = "rope_local_base_freq"
+"""Where older files have the base of the sliding layers' rotation."""
 
 
 def hyperparameters(config: Config) -> Metadata:
@@ -23,17 +27,10 @@ def hyperparameters(config: Config) -> Metadata:
     if config["final_logit_softcapping"]:
         metadata["final_logit_softcapping"] = float(config["final_logit_softcapping"])
     if "attention.sliding_window" in metadata:
-        metadata["rope.freq_base_swa"] = float(_local_theta(config))
+        metadata["rope.freq_base_swa"] = require_unscaled(config, "sliding_attention", LOCAL_THETA)
+        if metadata.get("rope.scaling.type") == "yarn":
+            raise ModelError("config.json: rope_type 'yarn': llama.cpp would scale attention in sliding layers too")
     return metadata
-
-
-def _local_theta(config: Config) -> float:
-    """The rotation's base in the sliding layers; a key of its own in older files."""
-    if config.get("rope_parameters"):
-        theta: float = rope_parameters(config, "sliding_attention")["rope_theta"]
-        return theta
-    local: float = config["rope_local_base_freq"]
-    return local
 
 
 def tensors(config: Config) -> Iterator[TensorRule]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from edgeft.export.gguf.architectures._encoder import classifier, classifies, encoder_metadata, linear, norm
 from edgeft.export.gguf.architectures._pooling import MODES, pooling_metadata
-from edgeft.export.gguf.architectures._rope import rope_parameters
+from edgeft.export.gguf.architectures._rope import require_unscaled
 from edgeft.export.gguf.architectures._settings import changed, require
 from edgeft.export.gguf.architectures._sliding import sliding_metadata
 from edgeft.export.gguf.architectures.base import Architecture, Config, Metadata, TensorRule
@@ -29,18 +29,13 @@ def hyperparameters(config: Config) -> Metadata:
     metadata |= {
         "hidden_activation": config["hidden_activation"],
         "rope.scaling.type": "none",
-        "rope.freq_base": _theta(config, "full_attention"),
-        "rope.freq_base_swa": _theta(config, "sliding_attention"),
+        "rope.freq_base": require_unscaled(config, "full_attention", THETAS["full_attention"]),
+        "rope.freq_base_swa": require_unscaled(config, "sliding_attention", THETAS["sliding_attention"]),
     }
     if classifies(config):
         require(config, "classifier_activation", "gelu")
         metadata["classifier.pooling_type"] = MODES[config["classifier_pooling"]]
     return metadata
-
-
-def _theta(config: Config, layers: str) -> float:
-    new = config.get("rope_parameters")
-    return float(rope_parameters(config, layers)["rope_theta"] if new else config[THETAS[layers]])
 
 
 def tensors(config: Config) -> Iterator[TensorRule]:

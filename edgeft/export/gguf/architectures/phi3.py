@@ -18,13 +18,10 @@ from edgeft.export.gguf.architectures._decoder import (
     norms,
     sizes_of,
 )
-from edgeft.export.gguf.architectures._rope import longrope_factors, rope_metadata, rope_parameters
-from edgeft.export.gguf.architectures._settings import changed, context_within, require
+from edgeft.export.gguf.architectures._rope import longrope_factors, rope_metadata
+from edgeft.export.gguf.architectures._settings import context_within, require
 from edgeft.export.gguf.architectures.base import Architecture, Config, Metadata, TensorRule
 from edgeft.export.gguf.architectures.llama import NORMS
-
-OLDER_NAMES = {"su": "longrope", "yarn": "longrope"}
-"""What early Phi-3 files called LongRoPE."""
 
 
 def hyperparameters(config: Config) -> Metadata:
@@ -35,7 +32,7 @@ def hyperparameters(config: Config) -> Metadata:
         raise ModelError(
             f"config.json: head_dim {sizes.head_dim}: llama.cpp's graph for phi3 has only hidden_size / heads"
         )
-    rope = rope_metadata(_renamed(config), sizes.head_dim, ("default", "longrope"), partial=True)
+    rope = rope_metadata(config, sizes.head_dim, ("default", "longrope"))
     context = context_within(config, config["sliding_window"])
     return decoder_metadata(config) | rope | {"context_length": context}
 
@@ -44,7 +41,7 @@ def tensors(config: Config) -> Iterator[TensorRule]:
     """Every tensor of the file, in order."""
     sizes = sizes_of(config)
     yield from embeddings(config)
-    yield from longrope_factors(_renamed(config), sizes.head_dim)
+    yield from longrope_factors(config, sizes.head_dim)
     for layer in range(sizes.n_layers):
         yield from norms(layer, NORMS, sizes.width)
         qkv = sizes.q_width + 2 * sizes.kv_width
@@ -52,13 +49,6 @@ def tensors(config: Config) -> Iterator[TensorRule]:
         yield from linear(layer, "attn_output", "self_attn.o_proj", (sizes.width, sizes.q_width))
         yield from linear(layer, "ffn_up", "mlp.gate_up_proj", (2 * sizes.inner, sizes.width))
         yield from linear(layer, "ffn_down", "mlp.down_proj", (sizes.width, sizes.inner))
-
-
-def _renamed(config: Config) -> Config:
-    """`config` with the scaling under the name it has today."""
-    rope = rope_parameters(config)
-    rope["rope_type"] = OLDER_NAMES.get(rope["rope_type"], rope["rope_type"])
-    return changed(config, {"rope_parameters": rope})
 
 
 ARCHITECTURE = Architecture(

@@ -32,9 +32,9 @@ def rms_decoder(config: Config, layers: Sequence[Layer] | None = None, **numbers
     )
 
 
-def rope(config: Config, layers: str = FULL) -> Rope:
-    """The rotation; `layers` chooses between kinds of layers where the model has several."""
-    return rope_of(config, rope_parameters(config, layers), sizes_of(config).head_dim)
+def rope(config: Config, layers: str = FULL, theta_key: str = "rope_theta") -> Rope:
+    """The rotation; `layers` chooses between kinds of layers where the model has several, see `rope_parameters`."""
+    return rope_of(config, rope_parameters(config, layers, theta_key), sizes_of(config).head_dim)
 
 
 def activation(config: Config, key: str) -> Activation:

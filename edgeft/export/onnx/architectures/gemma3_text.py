@@ -3,6 +3,7 @@ comparing logits with transformers."""
 
 from edgeft.export.gguf.architectures._sliding import OLDER_KEYS
 from edgeft.export.gguf.architectures.base import Config
+from edgeft.export.gguf.architectures.gemma3_text import LOCAL_THETA
 from edgeft.export.onnx.architectures._common import SLIDING, rope, sliding, window_of
 from edgeft.export.onnx.architectures.base import Decoder, Layer
 from edgeft.export.onnx.architectures.gemma2 import gemma_decoder
@@ -15,9 +16,5 @@ def decoder(config: Config) -> Decoder:
     """See `DecoderOf`."""
     every = next((config[key] for key in OLDER_KEYS if key in config), PERIOD)
     slides = sliding(config, [(layer + 1) % every != 0 for layer in range(config["num_hidden_layers"])])
-    if not config.get("rope_parameters"):  # older files: the sliding layers' base is a key of its own
-        local = type(config)({**config, "rope_theta": config["rope_local_base_freq"], "rope_scaling": None})
-    else:
-        local = config
-    full, near, window = rope(config), rope(local, SLIDING), window_of(config)
+    full, near, window = rope(config), rope(config, SLIDING, LOCAL_THETA), window_of(config)
     return gemma_decoder(config, [Layer(near, window) if flag else Layer(full) for flag in slides])
