@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from edgeft.console import silent_log
 from edgeft.errors import ModelError, UsageError
 from edgeft.export.folder import read_folder
 from edgeft.export.gguf.architectures import TensorRule
-from edgeft.export.gguf.dequantize import DTYPES, import_gguf, undo
+from edgeft.export.gguf.dequantize import DTYPES, _write_weights, import_gguf, undo
+from edgeft.export.gguf.model_config import config_of
 from edgeft.export.gguf.model_tokenizer import tokenizer_files
+from edgeft.export.gguf.read import open_gguf
 from edgeft.export.gguf.verify import verify_vocabulary
 from edgeft.export.gguf.vocabulary import vocabulary_metadata
 from edgeft.runtime.gguf_format import read_header
@@ -190,3 +193,73 @@ def test_the_command(model_folder: Path, tmp_path: Path, write: Any) -> None:
         import_gguf(file, out, log=silent_log())
     with pytest.raises(UsageError, match="dtype int3"):
         import_gguf(file, tmp_path / "other", dtype="int3", log=silent_log())
+
+
+def without(file: Path, out: Path, *left_out: str, **added: Any) -> Path:
+    """A copy of a GGUF file without some keys, or with other values, written by gguf-py."""
+    reader = gguf.GGUFReader(str(file))
+    writer = gguf.GGUFWriter(str(out), reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", *left_out):
+            continue
+        inner = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, added.get(field.name, field.contents()), field.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+PLAIN = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+SWA = {"rope_theta": 10000.0, "rope_type": "default"}
+LEFT_OUT: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "base of the rotation": ("llama", PLAIN, ("llama.rope.freq_base", "llama.rope.dimension_count")),
+    "vocabulary": ("llama", {}, ("llama.vocab_size", "llama.rope.dimension_count")),
+    "base of sliding layers": (
+        "gemma3", {"rope_parameters": {"sliding_attention": SWA, "full_attention": SWA | {"rope_theta": 1e6}}},
+        ("gemma3.rope.freq_base_swa",),
+    ),
+    "scales": (
+        "granite", {"residual_multiplier": 1.0, "embedding_multiplier": 1.0},
+        ("granite.residual_scale", "granite.embedding_scale"),
+    ),
+    "activation": ("modernbert", {}, ("modern-bert.hidden_activation",)),
+    "tokenizer's flags": ("llama", {}, ("tokenizer.ggml.add_eos_token", "tokenizer.ggml.padding_token_id")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_keys_with_a_default_may_be_left_out(name: str, tmp_path: Path, write: Any) -> None:
+    """Other converters, and older ones, leave out what llama.cpp takes for granted."""
+    kind, settings, keys = LEFT_OUT[name]
+    folder = make_model(tmp_path / "model", kind, **settings)
+    full = write(folder, tmp_path / "model.gguf")
+    import_gguf(without(full, tmp_path / "less.gguf", *keys), tmp_path / "back", log=silent_log())
+    again = write(tmp_path / "back", tmp_path / "again.gguf")
+    ours, theirs = (gguf.GGUFReader(str(path)) for path in (again, full))
+    architecture = theirs.fields["general.architecture"].contents()
+    for field in theirs.fields.values():
+        if field.name.startswith(f"{architecture}."):
+            assert ours.fields[field.name].contents() == field.contents(), field.name
+    for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.data, other.data)
+
+
+def test_a_tensor_that_stays_as_it_is_needs_no_memory(tmp_path: Path, write: Any) -> None:
+    """An embedding of 16 MB is written a few rows at a time."""
+    folder = make_model(tmp_path / "model", "llama", vocab_size=1 << 16, tie_word_embeddings=True)
+    file = open_gguf(write(folder, tmp_path / "model.gguf", ftype="Q8_0"))
+    config, architecture = config_of(file, "float32")
+    rules = list(architecture.tensors({**architecture.defaults, **config}))
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    _write_weights(tmp_path / "out" / "model.safetensors", file, rules, "float32", silent_log())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    largest = max(rule.shape[0] * rule.shape[-1] * 4 for rule in rules if rule.shape)
+    assert largest >= 16 << 20
+    assert peak < 0.75 * largest
