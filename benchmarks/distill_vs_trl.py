@@ -81,6 +81,7 @@ def run_edgeft(arguments: argparse.Namespace, examples: list[tuple[list[int], li
     from edgeft.training.attention import use_packed_attention
     from edgeft.training.batches import TokenSet
     from edgeft.training.distill_losses import Objective, Teacher, distillation_loss_sum
+    from edgeft.training.keeping import SaveRule
     from edgeft.training.loop import LoopConfig, train_loop
     from edgeft.training.memory import keep_freed_memory
     from edgeft.training.teacher_cache import CacheRequest, cache_teacher
@@ -106,7 +107,7 @@ def run_edgeft(arguments: argparse.Namespace, examples: list[tuple[list[int], li
     plan = [np.arange(at, at + arguments.batch) for at in range(0, len(examples), arguments.batch)] * EPOCHS
     config = LoopConfig(
         learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0,
-        micro_batch_tokens=arguments.micro_batch_tokens, save_steps=10**9, autocast=torch.bfloat16 if half else None,
+        micro_batch_tokens=arguments.micro_batch_tokens, save=SaveRule(None), autocast=torch.bfloat16 if half else None,
         divergence=None,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)

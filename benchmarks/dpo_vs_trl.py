@@ -87,6 +87,7 @@ def run_edgeft(arguments: argparse.Namespace, pairs: list[dict[str, list[int]]],
     from edgeft.sections import Lora
     from edgeft.training.adapters import attach_lora
     from edgeft.training.fused_lora import fuse_lora
+    from edgeft.training.keeping import SaveRule
     from edgeft.training.loop import LoopConfig, train_loop
     from edgeft.training.memory import keep_freed_memory
     from edgeft.training.pair_attention import use_pair_attention
@@ -111,7 +112,7 @@ def run_edgeft(arguments: argparse.Namespace, pairs: list[dict[str, list[int]]],
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     config = LoopConfig(
         learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0,
-        micro_batch_tokens=arguments.micro_batch_tokens, save_steps=10**9, autocast=autocast,
+        micro_batch_tokens=arguments.micro_batch_tokens, save=SaveRule(None), autocast=autocast,
     )  # fmt: skip
     plan = [np.arange(at, at + arguments.batch) for at in range(0, len(pairs), arguments.batch)]
     began = time.perf_counter()

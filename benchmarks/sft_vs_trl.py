@@ -91,6 +91,7 @@ def run_edgeft(arguments: argparse.Namespace, examples: list[dict[str, list[int]
     from edgeft.training.attention import use_packed_attention
     from edgeft.training.batches import TokenSet
     from edgeft.training.fused_lora import fuse_lora
+    from edgeft.training.keeping import SaveRule
     from edgeft.training.loop import LoopConfig, train_loop
     from edgeft.training.losses import next_token_loss_sum
     from edgeft.training.memory import keep_freed_memory
@@ -108,7 +109,7 @@ def run_edgeft(arguments: argparse.Namespace, examples: list[dict[str, list[int]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     config = LoopConfig(
         learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0,
-        micro_batch_tokens=arguments.micro_batch_tokens, save_steps=10**9,
+        micro_batch_tokens=arguments.micro_batch_tokens, save=SaveRule(None),
         autocast=torch.bfloat16 if half else None,
     )  # fmt: skip
     plan = [np.arange(at, at + BATCH) for at in range(0, len(examples), BATCH)]

@@ -10,13 +10,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import ArtifactError
+from edgeft.errors import ArtifactError, WriteRefused
 from edgeft.machine.files import sync
 
 MANIFEST = "manifest.json"
@@ -24,18 +25,22 @@ MANIFEST_FORMAT = 1
 CHECKPOINT = "checkpoint"
 CHUNK_BYTES = 1 << 20
 
-# What to do next when the operating system refuses a write. Other errno values are bugs of ours.
+# What stands against a write, and what to do. Other errno values are bugs of ours. Where else a command can write is
+# for the command line to add: it knows the command's options.
 WRITE_ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space or choose another place with --workdir, then run again",
-    errno.EDQUOT: "your disk quota is used up; free some space or choose another --workdir, then run again",
-    errno.EROFS: "the file system is read-only; choose another place with --workdir",
-    errno.EACCES: "no permission to write there; choose another place with --workdir",
-    errno.EPERM: "no permission to write there; choose another place with --workdir",
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place with --workdir",
-    errno.EEXIST: "a part of the path is a file, not a folder; choose another place with --workdir",
-    errno.EFBIG: "the file system cannot hold a file that large; choose another place with --workdir",
-    errno.EIO: "the disk reports an input/output error; check it, or choose another --workdir",
+    errno.ENOSPC: "the disk is full; free some space or write to another place",
+    errno.EDQUOT: "your disk quota is used up; free some space or write to another place",
+    errno.EROFS: "the file system is read-only; write to another place",
+    errno.EACCES: "no permission to write there; write to another place",
+    errno.EPERM: "no permission to write there; write to another place",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; write to another place",
+    errno.EEXIST: "a part of the path is a file, not a folder; write to another place",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
+    errno.EFBIG: "the file system cannot hold a file that large; write to another place",
+    errno.EIO: "the disk reports an input/output error; check it, or write to another place",
 }
+TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,21 @@ def write_refused(error: OSError, path: Path) -> OSError | ArtifactError:
     """The ArtifactError for `error`, or `error` itself when it is not a refusal to write."""
     if error.errno not in WRITE_ADVICE:
         return error
-    where = error.filename if isinstance(error.filename, str) else path
-    return ArtifactError(f"{where}: cannot write: {WRITE_ADVICE[error.errno]}")
+    named = error.filename2 or error.filename  # of a copy the second is what was written
+    where = Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else path
+    if temporary := TEMPORARY_NAME.fullmatch(where.name):
+        where = where.with_name(temporary["name"])
+    return WriteRefused(f"{where}: cannot write: {WRITE_ADVICE[error.errno]}")
+
+
+def runs_there_are(wanted: Path) -> str:
+    """In words, for an error: the runs in the folder where `wanted` would be, or in `runs`."""
+    for folder in (wanted, wanted.parent, Path("runs")):
+        found = sorted({path.parent.parent for path in folder.glob(f"*/*/{MANIFEST}")}) if folder.is_dir() else []
+        names = [str(path) for path in found if path.name != "store"]
+        if names:
+            return f"; there are: {', '.join(names)}"
+    return "; none is here yet: `edgeft run RECIPE` makes one in runs/"
 
 
 def list_files(path: Path) -> list[str]:

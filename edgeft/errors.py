@@ -8,6 +8,7 @@ cause is one of these; anything else that escapes is a bug of ours and stays a t
     │   └── RecipeError  exit 2   the recipe is wrong; lists every problem with file:line
     ├── MissingExtra     exit 1   an optional dependency is not installed
     ├── ArtifactError    exit 1   an artifact is missing, incomplete or corrupted; the disk refused a write
+    │   ├── WriteRefused exit 1   the disk is full, read-only or forbidden
     │   └── BundleError  exit 1   a bundle is damaged, not what its manifest or signature says, or not allowed
     ├── DataError        exit 1   a data file cannot be used
     ├── ModelError       exit 1   a model folder or file cannot be used
@@ -46,6 +47,10 @@ class MissingExtra(EdgeftError):
 
 class ArtifactError(EdgeftError):
     """An artifact is missing, incomplete or corrupted, or could not be written."""
+
+
+class WriteRefused(ArtifactError):
+    """The operating system refused a write: a full, read-only or forbidden place."""
 
 
 class BundleError(ArtifactError):

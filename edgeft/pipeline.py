@@ -5,6 +5,7 @@ The one door to the heavy modules: `edgeft.stages.<stage>` is imported by name, 
 
 import importlib
 import shutil
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from edgeft.artifact import Artifact, write_atomic, write_refused
 from edgeft.console import Log, silent_log
 from edgeft.errors import EdgeftError, GateFailed, ParityFailed, UsageError
 from edgeft.extras import extra_needed
+from edgeft.interrupts import Interrupted
 from edgeft.plan import Planned, differences, plan
 from edgeft.quiet import uncompiled_imports
 from edgeft.recipe import Recipe
@@ -82,10 +84,12 @@ def run(
     until: str | None = None,
     force: tuple[str, ...] = (),
     stages: Mapping[str, StageFunction] | None = None,
+    after: Callable[[Artifact], None] | None = None,
 ) -> Result:
     """Make every stage of the recipe that is not up to date, up to and including `until`.
 
-    `stages` maps names to functions; by default `edgeft.stages` is imported, module by module, when needed.
+    `stages` maps names to functions; by default `edgeft.stages` is imported, module by module, when needed. `after`
+    sees every artifact before the next stage is made, and may raise.
     A failed gate lets the stages behind it run and comes back in the result. Raises ParityFailed when an
     exported form is not the trained model, MissingExtra when a stage lacks a package, and what stages raise.
     """
@@ -102,10 +106,15 @@ def run(
         artifact = state.artifact
         if artifact is None:
             inputs = {stage: artifacts[stage] for stage in planned.step.reads}
-            artifact, is_new = _make(recipe, state, inputs, store, log, stages)
+            try:
+                artifact, is_new = _make(recipe, state, inputs, store, log, stages)
+            except KeyboardInterrupt as error:
+                raise _interrupted(error, planned.stage, list(artifacts)) from error
             if is_new:
                 made.append(planned.stage)
         artifacts[planned.stage] = artifact
+        if after is not None:
+            after(artifact)
         failed = _failure(artifact, store.link(recipe.name, artifact))
         if failed and planned.step.stops:
             raise failed
@@ -196,6 +205,13 @@ def _call(
         if refused is error:
             raise
         raise refused from error
+
+
+def _interrupted(error: KeyboardInterrupt, stage: str, done: list[str]) -> Interrupted:
+    """The interrupt of a run at work on `stage`, with what the next run finds."""
+    number, kept = (error.number, error.kept) if isinstance(error, Interrupted) else (signal.SIGINT, ())
+    stages = f"stages {', '.join(done)}" if len(done) > 1 else f"stage {done[0]}" if done else "no stage was done yet"
+    return Interrupted(number, (stages, *(kept or (f"{stage}: begins again",))))
 
 
 def _import_stage(planned: Planned) -> StageFunction:

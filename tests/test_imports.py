@@ -16,14 +16,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgeft"
 GROUND_FLOOR = {"machine"}  # of the standard library and our errors only, so everyone may ask it
 # part -> (parts of edgeft it may import, third-party packages it may import)
 LIGHT_CLI = {
-    "errors", "extras", "quiet", "console", "artifact", "store", "recipe", "sections", "recipe_reader",
+    "errors", "extras", "quiet", "console", "interrupts", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
     "doctor", "torch_dtype",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
     "numpy", "orjson", "rensa", "ftfy", "py3langid", "jsonschema_rs", "presidio_analyzer", "tldextract",
-    "phonenumbers", "spacy", "transformers", "rich", "charset_normalizer",
+    "phonenumbers", "spacy", "openpyxl", "transformers", "rich", "charset_normalizer",
 }  # fmt: skip
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (set(), set()),
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "console": (set(), {"rich"}),
     "machine": ({"errors"}, set()),
     "children": ({"errors"}, set()),
+    "interrupts": (set(), set()),
     "artifact": ({"errors"}, set()),
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
@@ -42,11 +43,16 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "recipe": ({"errors", "bench.budgets", "sections"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
-    "pipeline": ({"artifact", "console", "errors", "extras", "plan", "quiet", "recipe", "store", "torch_dtype"}, set()),
+    "pipeline": (
+        {"artifact", "console", "errors", "extras", "interrupts", "plan", "quiet", "recipe", "store",
+         "torch_dtype"},
+        set(),
+    ),
     "torch_dtype": ({"bench.products", "bench.remembered", "console", "errors", "recipe"}, set()),
     "training_memory": ({"errors"}, set()),
     "preflight": (
-        {"artifact", "bench.noise", "bench.passes", "bench.remembered", "checkpoint_files", "console", "errors",
+        {"artifact", "bench.budgets", "bench.noise", "bench.passes", "bench.remembered", "checkpoint_files", "console",
+         "errors",
          "pipeline", "plan", "recipe", "sections", "torch_dtype", "training.automatic", "training_memory"},
         {"torch"},
     ),
@@ -58,7 +64,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "conversation": (set(), set()),
     "data": ({"artifact", "children", "console", "conversation", "errors", "extras", "recipe", "sections"}, DATA),
     "training": (
-        {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "recipe", "sections",
+        {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "interrupts", "recipe", "sections",
          "training_memory"},
         TORCH,
     ),

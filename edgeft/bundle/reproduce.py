@@ -5,12 +5,14 @@ hash in the bundle before anything starts. What a recipe would send elsewhere (a
 environment) must be given again by the user: a bundle cannot choose where data goes.
 """
 
+import hashlib
 import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeft.artifact import write_atomic
 from edgeft.bundle.diff import flat
 from edgeft.bundle.run import FILE, NANO, STAGE, put, without_folders
 from edgeft.console import Log
@@ -25,6 +27,7 @@ from edgeft.torch_dtype import settled
 
 OUTSIDE = ("base_url", "api_key_env")
 """Keys, by their last part, that make a run send something to another machine."""
+BEGUN = "reproduction.json"
 LAST_STAGES = ("export", "recover", "distill", "merge")
 """What makes the files that ship, the latest of a run first; what comes behind only measures them."""
 
@@ -50,7 +53,8 @@ class Reproduction:
 def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reproduction:
     """Run `recipe` (of `packed_recipe`) up to the exported files in `workdir` and compare them with the bundle's.
 
-    Raises BundleError when an input is not the one the bundle was made of, and what the stages raise.
+    A reproduction that was cut short in `workdir` is gone on with. Raises UsageError when anything else is in
+    `workdir`, BundleError when an input is not the one the bundle was made of, and what the stages raise.
     """
     record = read_record(bundle)
     until = next(stage for stage in LAST_STAGES if stage in record["stages"])
@@ -58,10 +62,12 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
     store = Store(workdir)
     steps = plan(recipe, store.hashes, until)
     check_inputs(record, steps)
+    _claim(workdir, bundle, recipe, log)
     changes = _changes(record, steps)
     for change in changes:
         log.say(f"not as in the first run: {change}")
     artifacts = run(recipe, store, log, until=until).artifacts
+    (workdir / BEGUN).unlink()
     before = {stage: made["files"] for stage, made in record["stages"].items()}
     files = {
         stage: {name: name in artifact.files and artifact.files[name].sha256 == sha256 for name, sha256 in old.items()}
@@ -75,6 +81,21 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
         if name.split("/")[0] in ("model", "tokenizer")
     }
     return Reproduction(files, shipped, changes)
+
+
+def _claim(workdir: Path, bundle: Bundle, recipe: Recipe, log: Log) -> None:
+    """Make `workdir` the folder of this reproduction, which BEGUN names until it has ended."""
+    told = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    ours = {"bundle": bundle.manifest.sha256, "recipe": hashlib.sha256(told.encode()).hexdigest()}
+    begun = workdir / BEGUN
+    if workdir.is_dir() and any(workdir.iterdir()):
+        if not begun.is_file() or begun.read_bytes() != json.dumps(ours).encode():
+            raise UsageError(
+                f"{workdir}: is not empty, and what is there is not this reproduction cut short; it could be taken for "
+                "a new run. Choose a new folder with --workdir"
+            )
+        log.say(f"going on with the reproduction begun in {workdir}")
+    write_atomic(begun, json.dumps(ours))
 
 
 def read_record(bundle: Bundle) -> dict[str, Any]:

@@ -1,19 +1,26 @@
 """The `edgeft` command: parse, call one function, print. Only click is imported until a command is chosen."""
 
+import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from edgeft import __version__
-from edgeft.errors import EdgeftError
+from edgeft.errors import EdgeftError, WriteRefused
+from edgeft.interrupts import Interrupted, exit_code, terminable
 from edgeft.machine.silence import no_telemetry
 
-INTERRUPTED = 130
-
+WRITES_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+OF_THE_USER = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
+"""What an operating system says of a path the user gave, whether it was read or written."""
+PLACES = ("-o", "--out", "--output", "--html", "--junit", "--markdown", "--workdir")
+"""Options that say where something is written; the one given on the line is named first, else the first there is."""
 # name -> (module under edgeft.cli, help). The help stands here so that `edgeft --help` imports no command.
 COMMANDS = {
     "init": ("init", "Write a recipe and sample data to start from."),
@@ -81,27 +88,95 @@ def edgeft(debug: bool) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 fine, 1 error, 2 wrong usage, 3 a budget is not met, 130 interrupted."""
+    """Run the command line and exit: 0 fine, 1 error, 2 wrong usage, 3 a budget is not met, 130 interrupted (143 by
+    SIGTERM, 129 by SIGHUP)."""
     no_telemetry()
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    said = Said(sys.stdout)
+    if "--json" in words:
+        sys.stdout = said  # type: ignore[assignment]
     try:
-        code = edgeft.main(words, prog_name="edgeft", standalone_mode=False)
+        with terminable():
+            code = edgeft.main(words, prog_name="edgeft", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
-    except EdgeftError as error:
+        code = _told(error, error.format_message(), error.exit_code, said)
+    except (EdgeftError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output (`| head`) went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), said.stream.fileno())
+            sys.exit(1)
+        told = explained(error, words)
+        if debug or told is None:
+            raise
+        click.echo(f"error: {told}", err=True)
+        code = _told(error, told, getattr(error, "exit_code", 1), said)
+    except (click.Abort, KeyboardInterrupt) as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        if debug:
-            raise
-        click.echo(f"interrupted; to go on: edgeft {' '.join(words)}", err=True)
-        code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output (`| head`) went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        cause = error.__cause__ or error  # click turns the interrupt into an Abort
+        text = _interrupted(cause, words)
+        click.echo(text, err=True)
+        code = _told(cause, text, exit_code(cause), said)
+    finally:
+        sys.stdout = said.stream
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class Said:
+    """A stream that knows whether anything was written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.anything = stream, False
+
+    def write(self, text: str) -> int:
+        self.anything = self.anything or bool(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _told(error: BaseException, message: str, code: int, said: Said) -> int:
+    """With --json, tell a program of the error too, unless its results are there (a gate that failed)."""
+    if sys.stdout is said and not said.anything:
+        import json
+
+        kind = type(error).__name__
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
+    return code
+
+
+def explained(error: Exception, words: Sequence[str]) -> str | None:
+    """The message for people, with the option of this command that names another place; None for a bug of ours."""
+    if isinstance(error, OSError):
+        from edgeft.artifact import write_refused
+
+        if error.errno in WRITES_ONLY:
+            return explained(write_refused(error, Path(error.filename or ".")), words)
+        return f"{error.filename}: {error.strerror}" if error.errno in OF_THE_USER and error.filename else None
+    if not isinstance(error, WriteRefused):
+        return str(error)
+    option = _place_option(words)
+    return f"{error}{f' ({option} names it)' if option and 'another place' in str(error) else ''}"
+
+
+def _place_option(words: Sequence[str]) -> str | None:
+    """The option by which the command these words call says where it writes."""
+    command: click.Command | None = edgeft
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        if not word.startswith("-"):
+            command = command.get_command(click.Context(command), word)
+    names = {name for parameter in command.params for name in parameter.opts} if command else set()
+    given = [name for name in PLACES if name in names and any(word.split("=")[0] == name for word in words)]
+    return next(iter(given or [name for name in PLACES if name in names]), None)
+
+
+def _interrupted(error: BaseException, words: Sequence[str]) -> str:
+    """What is kept, and the line that goes on; work that is not kept begins again."""
+    line = shlex.join(["edgeft", *words])
+    kept = error.kept if isinstance(error, Interrupted) else ()
+    return f"interrupted; kept: {'; '.join(kept)}\nto go on: {line}" if kept else f"interrupted; to begin again: {line}"

@@ -34,8 +34,6 @@ def command(name: str, text: str) -> click.Command:
         from edgeft.quiet import quiet_libraries
         from edgeft.runtime.bundle import open_bundle
 
-        if workdir.is_dir() and any(workdir.iterdir()):
-            raise click.UsageError(f"--workdir {workdir}: is not empty; what is there could be taken for a new run")
         quiet_libraries()
         with tempfile.TemporaryDirectory(prefix="edgeft-") as cache:
             opened = open_bundle(bundle, Path(cache), signature_check(key))

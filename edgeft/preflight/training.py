@@ -6,6 +6,7 @@ where a token carries loss. Attention between tokens is left out: below 1,000 to
 Time is FLOP by `machine.Speed.train_flops_per_s`, plus what evaluations and checkpoints take.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,6 +29,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 0.516  # a weight, its share of the doubly quantized scales included (Dettmers et al. 2023)
 STATE_BYTES = 12  # a trained number in a checkpoint: itself and two moments
 CHECKPOINT_BYTES_PER_S = 1e9
+SAVE_SECONDS = 60  # of training between checkpoints, whose writing is not counted: it is far below the rest
 LOG_BYTES = 155  # a row of log.jsonl
 DECODE_LAYER_SECONDS = 1e-3  # torch, a layer, one token for each of a batch
 DECODE_BATCH = 64
@@ -58,14 +60,14 @@ def training_cost(recipe: Recipe, shape: Shape, tokens: Tokens | None, speed: Sp
     whole = recipe.train.method == "full" or _classifies(recipe)
     kept = 4 * shape.n_params if whole else 4 * trained
     steps = sum(phase.steps for phase in phases)
-    saves = sum(int(phase.steps / recipe.train.save_steps) for phase in phases)
+    saves = sum(phase.saves for phase in phases)
     seconds = None
     if counted is not None:
         canary = 0 if _classifies(recipe) else 4 * CANARY_TOKENS * (shape.linear + shape.head)
         seconds = (sum(phase.flops for phase in phases) + canary) / _rate(recipe, shape, speed)
         seconds += saves * STATE_BYTES * trained / CHECKPOINT_BYTES_PER_S + sum(phase.seconds for phase in phases)
     return TrainingCost(
-        peak, recomputed, kept + LOG_BYTES * steps, _working_bytes(recipe, trained, counted, saves), seconds
+        peak, recomputed, kept + LOG_BYTES * steps, _working_bytes(recipe, trained, saves, seconds), seconds
     )
 
 
@@ -142,11 +144,11 @@ def _frozen_bytes(recipe: Recipe, shape: Shape) -> float:
     return shape.n_params * each
 
 
-def _working_bytes(recipe: Recipe, trained: int, tokens: Tokens | None, saves: int) -> float:
+def _working_bytes(recipe: Recipe, trained: int, saves: int, seconds: float | None) -> float:
     """What checkpoints hold at once: the last state, the one before and one being written; the best states that
     these two name and a new one; what each phase before the last has left."""
     phases = len(recipe.train.phases())
-    states = 3 if tokens is None else min(3, saves)
+    states = 3 if seconds is None else min(3, saves + int(seconds / SAVE_SECONDS))
     best = 3 if recipe.train.metric_for_best_model else 0
     before = (min(2, states) * STATE_BYTES + 4) * (phases - 1)
     return trained * (states * STATE_BYTES + 4 * best + before)
@@ -157,6 +159,7 @@ class _Phase:
     flops: float = 0.0
     steps: float = 0.0
     seconds: float = 0.0
+    saves: int = 0
 
 
 def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, recomputed: int, speed: Speed) -> _Phase:
@@ -175,7 +178,8 @@ def _phase(recipe: Recipe, shape: Shape, phase: Phase, tokens: Tokens | None, re
         flops += (data.train + data.validation) * forward
     answered = min(section.eval_examples, tokens.validation_examples) if phase.objective == "sft" else 0
     seconds = evaluations * generation_seconds(shape, answered, tokens.answer, _rate(recipe, shape, speed), speed)
-    return _Phase(flops, steps, seconds)
+    saves = math.ceil(epochs) + (int(steps / section.save_steps) if section.save_steps else 0)
+    return _Phase(flops, steps, seconds, saves)
 
 
 def _of_objective(tokens: Tokens, objective: Literal["sft", "text", "dpo", "orpo", "classification"]) -> Tokens:

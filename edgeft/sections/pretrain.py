@@ -63,8 +63,8 @@ class Pretrain(Section):
     torch_dtype: TorchDtype = "auto"
     """Type of the multiplications; `auto`: bfloat16 where this machine multiplies it faster than float32, else
     float32. The weights that train stay in float32."""
-    save_steps: int = Field(100, ge=1)
-    """Optimizer steps between checkpoints."""
+    save_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between checkpoints, beside those that every minute and every epoch get; null: only these."""
     eval_steps: int = Field(200, ge=1)
     """Optimizer steps between evaluations on validation.jsonl."""
     num_threads: int | None = Field(None, ge=1)

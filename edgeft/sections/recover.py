@@ -40,8 +40,8 @@ class Recover(Section):
     torch_dtype: TorchDtype = "auto"
     """Type of the multiplications in training; `auto`: bfloat16 where this machine multiplies it faster than float32,
     else float32. Weights and their rounding stay in float32, as do evaluations."""
-    save_steps: int = Field(50, ge=1)
-    """Optimizer steps between checkpoints."""
+    save_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between checkpoints, beside those that every minute and every epoch get; null: only these."""
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations, of which the best state is kept; null: at the end of each epoch."""
     eval_examples: int = Field(100, ge=1)

@@ -98,8 +98,8 @@ class Train(Section):
     torch_dtype: TorchDtype = "auto"
     """Type the weights are held and multiplied in; `auto`: bfloat16 where this machine multiplies it faster than
     float32, else float32."""
-    save_steps: int = Field(50, ge=1)
-    """Optimizer steps between checkpoints."""
+    save_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between checkpoints, beside those that every minute and every epoch get; null: only these."""
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations on the validation set; null: at the end of each epoch."""
     eval_examples: int = Field(0, ge=0)

@@ -22,6 +22,7 @@ from edgeft.stages._teacher import Lesson, LocalTeacher, make_lesson
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet, plan_epochs
 from edgeft.training.distill_losses import Objective, add_projection, distillation_loss_sum, remove_projection
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig, LoopResult, mean_loss, train_loop
 from edgeft.training.memory import keep_freed_memory
 from edgeft.training.models import DTYPES, autocast_type, load_model, load_tokenizer
@@ -124,6 +125,7 @@ def _learn(
         epochs=section.num_train_epochs,
         seed=recipe.seed,
     )
+    epoch_steps = max(1, round(len(plan) / section.num_train_epochs))
     best = train.metric_for_best_model == "eval_loss" and lesson.validation is not None
     config = LoopConfig(
         learning_rate=section.learning_rate,
@@ -131,8 +133,8 @@ def _learn(
         warmup_steps=train.warmup_steps,
         max_grad_norm=train.max_grad_norm or float("inf"),
         micro_batch_tokens=train.micro_batch_tokens,
-        save_steps=train.save_steps,
-        eval_steps=train.eval_steps or max(1, round(len(plan) / section.num_train_epochs)),
+        save=SaveRule(epoch_steps=epoch_steps, steps=train.save_steps),
+        eval_steps=train.eval_steps or epoch_steps,
         autocast=autocast_type(train.torch_dtype),
         resume=train.resume_from_checkpoint,
         metric_for_best_model="eval_loss" if best else None,
@@ -171,7 +173,7 @@ def _judge(
         return measured
     live = teacher.load_packed() if teacher is not None and teacher.vocabulary is not None else None
     if live is not None:
-        config = LoopConfig(0.0, "constant", 0, float("inf"), recipe.train.micro_batch_tokens, save_steps=1)
+        config = LoopConfig(0.0, "constant", 0, float("inf"), recipe.train.micro_batch_tokens)
         loss_sum = distillation_loss_sum(Objective(), live.vocabulary, live)
         measured[f"kl_to_teacher_{when}"] = mean_loss(student, validation, loss_sum, config)
     if recipe.train.eval_examples:

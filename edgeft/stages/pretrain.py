@@ -13,6 +13,7 @@ from edgeft.errors import RecipeError
 from edgeft.recipe import Recipe
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import TokenSet, plan_epochs
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig, train_loop
 from edgeft.training.losses import next_token_loss_sum
 from edgeft.training.memory import keep_freed_memory
@@ -69,7 +70,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             warmup_steps=section.warmup_steps,
             max_grad_norm=section.max_grad_norm,
             micro_batch_tokens=section.batch_tokens,
-            save_steps=section.save_steps,
+            save=SaveRule(epoch_steps=max(1, round(len(plan) / section.num_train_epochs)), steps=section.save_steps),
             eval_steps=section.eval_steps,
             autocast=autocast_type(section.torch_dtype),
         ),

@@ -25,6 +25,7 @@ from edgeft.stages._grids import roundings_of
 from edgeft.stages._json import write_json
 from edgeft.stages._model import RECOVERED_FOR, final_model
 from edgeft.training.batches import TokenSet, plan_epochs
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig
 from edgeft.training.memory import keep_freed_memory
 from edgeft.training.models import autocast_type, load_model
@@ -127,14 +128,15 @@ def _first(tokens: TokenSet, n: int) -> TokenSet:
 
 
 def _loop_config(section: Recover, steps: int) -> LoopConfig:
+    epoch_steps = max(1, round(steps / section.num_train_epochs))
     return LoopConfig(
         learning_rate=section.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=section.warmup_steps,
         max_grad_norm=LARGEST_NORM,
         micro_batch_tokens=section.micro_batch_tokens,
-        save_steps=section.save_steps,
-        eval_steps=section.eval_steps or max(1, round(steps / section.num_train_epochs)),
+        save=SaveRule(epoch_steps=epoch_steps, steps=section.save_steps),
+        eval_steps=section.eval_steps or epoch_steps,
         autocast=autocast_type(section.torch_dtype),
     )
 

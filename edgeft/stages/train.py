@@ -31,6 +31,7 @@ from edgeft.training.encoders import (
     load_classifier,
     save_classifier,
 )
+from edgeft.training.keeping import SaveRule
 from edgeft.training.labels import LabelSet
 from edgeft.training.loop import LoopConfig, LoopResult, train_loop
 from edgeft.training.memory import keep_freed_memory
@@ -263,15 +264,15 @@ def _load(base: Path, section: Train, largest_id: int) -> PreTrainedModel:
 def _loop_config(section: Train, phase: Phase, steps: int, task: Task) -> LoopConfig:
     best = section.metric_for_best_model
     judged = phase.objective in ("sft", "classification") or (best == "eval_loss" and task.validation is not None)
-    epochs = phase.num_train_epochs
+    epoch_steps = max(1, round(steps / phase.num_train_epochs))
     return LoopConfig(
         learning_rate=phase.learning_rate,
         lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=section.warmup_steps,
         max_grad_norm=section.max_grad_norm or float("inf"),
         micro_batch_tokens=section.micro_batch_tokens,
-        save_steps=section.save_steps,
-        eval_steps=section.eval_steps or max(1, round(steps / epochs)),
+        save=SaveRule(epoch_steps=epoch_steps, steps=section.save_steps),
+        eval_steps=section.eval_steps or epoch_steps,
         autocast=autocast_type(section.torch_dtype),
         resume=section.resume_from_checkpoint,
         metric_for_best_model=best if judged else None,

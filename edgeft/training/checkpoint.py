@@ -11,7 +11,7 @@ import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,21 +64,23 @@ def save(
     *,
     plan: str = "",
     extra: dict[str, Any] | None = None,
-    other_ranks: Collection[dict[str, Any]] = (),
+    ranks: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write the state after `step` steps; the file before stays as the previous one.
 
-    `plan` is the `fingerprint` of the batches; `extra` plain data to get back; `other_ranks` the random states
-    of the workers beside this one. Raises ArtifactError when the disk refuses; the files before are untouched.
+    `plan` is the `fingerprint` of the batches; `extra` plain data to get back; `ranks` the random states to go on
+    from, this worker's first and then those of the workers beside it; empty: the one there is now. Raises
+    ArtifactError when the disk refuses; the files before are untouched.
     """
+    own, *others = ranks or (random_state(),)
     state = {
         "step": step,
         "plan": plan,
         "model": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
         "extra": extra or {},
-        "other_ranks": list(other_ranks),
-        **random_state(),
+        "other_ranks": others,
+        **own,
     }
     path = folder / FILE
     with _replacing(path) as fresh:

@@ -23,8 +23,9 @@ from edgeft.training.batches import Examples
 from edgeft.training.best import LOSS, Judge
 from edgeft.training.distributed import ALONE, Workers
 from edgeft.training.guard import DivergenceRule, Guard, explained_memory
+from edgeft.training.keeping import Keeper, SaveRule
 from edgeft.training.optim import learning_rate_factor, warmup_count
-from edgeft.training.records import Records
+from edgeft.training.records import EVALUATION, Records
 from edgeft.training.reporting import Reporter
 
 LossSum = Callable[[Any, Any], torch.Tensor]
@@ -37,16 +38,17 @@ Watch = Callable[[Any], Mapping[str, float]]
 class LoopConfig:
     """What steers the loop. `learning_rate` is the peak; `warmup_steps` below 1 is a share of all steps;
     `micro_batch_tokens` bounds the tokens of one forward pass; `autocast` is the compute type or None;
-    `resume` goes on from a checkpoint if there is one. `metric_for_best_model` (`eval_loss` or what a watch
-    names) makes the best state the one kept; `early_stopping_patience` counts evaluations without a better one
-    and makes it `eval_loss` where none is named; `divergence` None judges only that numbers are finite."""
+    `save` says when checkpoints are written; `resume` goes on from one if there is one. `metric_for_best_model`
+    (`eval_loss` or what a watch names) makes the best state the one kept; `early_stopping_patience` counts
+    evaluations without a better one and makes it `eval_loss` where none is named; `divergence` None judges only that
+    numbers are finite."""
 
     learning_rate: float
     lr_scheduler_type: str
     warmup_steps: float
     max_grad_norm: float
     micro_batch_tokens: int
-    save_steps: int
+    save: SaveRule = field(default_factory=SaveRule)
     eval_steps: int | None = None
     autocast: torch.dtype | None = None
     resume: bool = True
@@ -107,34 +109,33 @@ def train_loop(
     if not plan:
         raise TrainingError("there is no step to take: the training set is empty")
     log = log if workers.writes else silent_log()
-    run = _Run(model, optimizer, loss_sum, config, out / "checkpoint", log, workers, plan)
+    keeper = Keeper(out / "checkpoint", model, optimizer, plan, config.save, log)
+    run = _Run(model, optimizer, loss_sum, config, keeper, log, workers, plan)
     run.watch_with(validation, watch)
     workers.begin(trained)
-    start = run.resume() if config.resume else 0
-    total, lengths = len(plan), tokens.lengths
-    if start:
-        log.say(f"resuming at step {start} of {total}")
+    keeper.begin(run.judge, run.guard, workers, resume=config.resume)
+    start, total = keeper.step, len(plan)
     model.train()
-    began, done_tokens, step = time.perf_counter(), 0, start
-    path = out / "log.jsonl" if workers.writes else None
+    began, done_tokens = time.perf_counter(), 0
+    path, reporters = (out / "log.jsonl", reporters) if workers.writes else (None, ())
     with (
-        Records(path, keep_up_to=start, reporters=reporters if workers.writes else ()) as records,
+        Records(path, keep_up_to=start, evaluated=not run.owes_evaluation, reporters=reporters) as records,
         log.progress(label, total, "steps", start) as progress,
+        keeper.kept_when_interrupted(records, label),
     ):
-        while step < total and not run.judge.exhausted:
-            row = run.train_step(step, tokens, lengths)
-            step += 1
-            records.write(step, **row)
+        if run.owes_evaluation:
+            run.evaluate(records)
+        while keeper.step < total and not run.judge.exhausted:
+            row = run.train_step(tokens, records)
+            if run.owes_evaluation:
+                run.evaluate(records)
+            if run.save_due or run.judge.exhausted:
+                keeper.save(records)
+            keeper.stop_if(run.stop_asked)
             done_tokens += int(row["tokens"])
-            last = step == total
-            if run.evaluates and (last or (config.eval_steps and step % config.eval_steps == 0)):
-                run.evaluate(step, records)
-            if step % config.save_steps == 0 and not (last or run.judge.exhausted) and run.guard.calm:
-                records.sync()
-                run.save(step)
             rate = done_tokens / (time.perf_counter() - began)
-            progress.update(step, f"loss {row['loss']:.3f}  {rate:,.0f} tok/s")
-    return run.finish(step, records, time.perf_counter() - began)
+            progress.update(keeper.step, f"loss {row['loss']:.3f}  {rate:,.0f} tok/s")
+        return run.finish(records, time.perf_counter() - began)
 
 
 def mean_loss(
@@ -171,7 +172,7 @@ class _Run:
     optimizer: Any
     loss_sum: LossSum
     config: LoopConfig
-    folder: Path
+    keeper: Keeper
     log: Log
     workers: Workers
     plan: list[np.ndarray]
@@ -180,9 +181,8 @@ class _Run:
         patience = self.config.early_stopping_patience
         metric = self.config.metric_for_best_model or (LOSS if patience else None)
         self.judge, self.guard = Judge(metric, patience), Guard(self.config.divergence)
-        self.fingerprint = checkpoint.fingerprint(self.plan)
         self.warmup = warmup_count(self.config.warmup_steps, len(self.plan))
-        self.saved_best: int | None = None  # the best step the last checkpoint names
+        self.save_due = self.stop_asked = False
 
     def watch_with(self, validation: Examples | None, watch: Sequence[Watch]) -> None:
         """Take what is evaluated; an empty validation set is none."""
@@ -197,35 +197,48 @@ class _Run:
         if self.validation is not None and not _has_loss(self.validation):
             raise TrainingError("no validation example has a token that is learned; look at data.validation")
 
-    def train_step(self, step: int, tokens: Examples, lengths: np.ndarray) -> dict[str, float]:
-        """Step `step` (0-based); the numbers to log."""
-        began, total, parameters = time.perf_counter(), len(self.plan), self._trained()
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the model as it is now is to be evaluated, and was not yet."""
+        step, every = self.keeper.step, self.config.eval_steps
+        due = self.evaluates and step > 0 and (step == len(self.plan) or bool(every and step % every == 0))
+        return due and self.keeper.evaluated < step
+
+    def train_step(self, tokens: Examples, records: Records) -> dict[str, float]:
+        """Take the next step and write its row; the row."""
+        began, step, total, parameters = time.perf_counter(), self.keeper.step, len(self.plan), self._trained()
         rate = self.config.learning_rate * learning_rate_factor(
             self.config.lr_scheduler_type, step, total_steps=total, warmup=self.warmup
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mine = self.workers.share(self.plan[step], lengths)
-        split = list(_split(mine, lengths, self.config.micro_batch_tokens))
+        mine = self.workers.share(self.plan[step], tokens.lengths)
+        split = list(_split(mine, tokens.lengths, self.config.micro_batch_tokens))
         with explained_memory(
-            f"step {step + 1} of {total}", [lengths[index] for index in split], sum(p.numel() for p in parameters)
+            f"step {step + 1} of {total}", [tokens.lengths[i] for i in split], sum(p.numel() for p in parameters)
         ):
             micro = [tokens.pack(index) for index in split]
             count, n_tokens = self.workers.sum_numbers(
                 sum(batch.loss_count for batch in micro), sum(batch.n_tokens for batch in micro)
             )
             loss = _accumulate(self.model, micro, self.loss_sum, self.config, count)
-            (loss,) = self.workers.sum_numbers(loss)
+            loss = self._agree(loss)
             self.workers.sum_gradients(parameters)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
-            self.guard.check(step, total, loss, norm, self.plan[step])
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        seconds = time.perf_counter() - began
-        return {"loss": loss, "lr": rate, "grad_norm": norm, "tokens": int(n_tokens), "seconds": seconds}
+            with self.keeper.pause.held():
+                self.guard.check(step, total, loss, norm, self.plan[step])
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.keeper.step += 1
+                self.keeper.settle()
+                row = {"loss": loss, "lr": rate, "grad_norm": norm, "tokens": int(n_tokens)}
+                row["seconds"] = time.perf_counter() - began
+                records.write(self.keeper.step, **row)
+        return row
 
-    def evaluate(self, step: int, records: Records) -> None:
-        """Measure the model after `step` steps, keep it if it is the best, and say both."""
+    def evaluate(self, records: Records) -> None:
+        """Measure the model as it is, keep it if it is the best, and say both."""
+        step = self.keeper.step
         measured = self._measure(f"evaluation after step {step}")
         odd = [f"{name} {value}" for name, value in measured.items() if not math.isfinite(value)]
         if odd:
@@ -235,10 +248,13 @@ class _Run:
             )
         losses = records.column("loss", after=self.judge.last_step)
         train_loss = sum(losses) / max(1, len(losses))
-        records.write(step, train_loss=train_loss, **measured)
         overfitted_before = self.judge.overfitting_since
-        if self.judge.see(step, measured) and self.workers.writes:
-            checkpoint.save_best(self.folder, self.model, step)
+        with self.keeper.pause.held():
+            records.write(step, **{EVALUATION: train_loss}, **measured)
+            if self.judge.see(step, measured) and self.workers.writes:
+                checkpoint.save_best(self.keeper.folder, self.model, step)
+            self.keeper.evaluated = step
+            self.keeper.settle()
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
         self.log.say(f"step {step}: training loss {train_loss:.4g}, {shown}")
         if self.judge.overfitting_since is not None and overfitted_before is None:
@@ -247,56 +263,20 @@ class _Run:
                 "training goes on; fewer epochs or metric_for_best_model: eval_loss keep the better state"
             )
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint; every worker calls this."""
-        states = self.workers.gather(checkpoint.random_state() if not self.workers.writes else {})
-        if not self.workers.writes:
-            return
-        extra = {"judge": self.judge.state_dict(), "guard": self.guard.state_dict()}
-        checkpoint.save(
-            self.folder,
-            self.model,
-            self.optimizer,
-            step,
-            plan=self.fingerprint,
-            extra=extra,
-            other_ranks=states[1:],
-        )
-        checkpoint.drop_best(self.folder, [s for s in (self.saved_best, self.judge.best_step) if s is not None])
-        self.saved_best = self.judge.best_step
-
-    def resume(self) -> int:
-        """Go on from the last checkpoint; the steps that are done."""
-        resumed = checkpoint.resume(
-            self.folder,
-            self.model,
-            self.optimizer,
-            plan=self.fingerprint,
-            rank=self.workers.rank,
-            say=self.log.say,
-        )
-        if resumed is None:
-            return 0
-        if resumed.extra:
-            self.judge.load_state_dict(resumed.extra["judge"])
-            self.guard.load_state_dict(resumed.extra["guard"])
-        self.saved_best = self.judge.best_step
-        return resumed.step
-
-    def finish(self, step: int, records: Records, seconds: float) -> LoopResult:
+    def finish(self, records: Records, seconds: float) -> LoopResult:
         """Give the model its best state, if one is asked for, and sum up."""
-        judge = self.judge
+        judge, step = self.judge, self.keeper.step
         handed = step
         if judge.best_step is not None:
             self.workers.wait()
-            checkpoint.load_best(self.folder, self.model, judge.best_step)
+            checkpoint.load_best(self.keeper.folder, self.model, judge.best_step)
             handed = judge.best_step
             self.log.say(f"best state: {judge.metric} {judge.best_value:.4g} after step {handed}")
         if judge.exhausted:
             self.log.say(f"stopped early at step {step}: {judge.patience} evaluations without a better {judge.metric}")
-        evaluated = [row for row in records.rows if "train_loss" in row and row["step"] == handed]
+        evaluated = [row for row in records.rows if EVALUATION in row and row["step"] == handed]
         losses = records.column("loss")
-        metrics = {n: v for row in evaluated[-1:] for n, v in row.items() if n not in ("step", "train_loss")}
+        metrics = {n: v for row in evaluated[-1:] for n, v in row.items() if n not in ("step", EVALUATION)}
         return LoopResult(
             steps=step,
             first_loss=losses[0],
@@ -310,6 +290,16 @@ class _Run:
             overfitting_since=judge.overfitting_since,
             metrics=metrics,
         )
+
+    def _agree(self, loss: float) -> float:
+        """The loss of all workers; and for all of them alike whether to save after this step and whether to stop."""
+        step = self.keeper.step + 1
+        clock = self.workers.writes and self.keeper.clock_due
+        asked = self.keeper.pause.asked is not None
+        loss, due, stop = self.workers.sum_numbers(loss, float(clock), float(asked))
+        self.stop_asked = stop > 0
+        self.save_due = due > 0 or self.config.save.by_count(step, len(self.plan))
+        return loss
 
     def _measure(self, what: str) -> dict[str, float]:
         measured: dict[str, float] = {}

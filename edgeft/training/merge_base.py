@@ -71,6 +71,5 @@ def _validation_loss(folder: Path, validation: TokenSet, batch_tokens: int) -> f
         warmup_steps=0,
         max_grad_norm=1.0,
         micro_batch_tokens=batch_tokens,
-        save_steps=1,
     )
     return mean_loss(model, validation, next_token_loss_sum, config)

@@ -11,17 +11,22 @@ from edgeft.artifact import write_atomic
 from edgeft.machine.files import sync
 from edgeft.training.reporting import Reporter
 
+EVALUATION = "train_loss"  # a row that has it is of an evaluation
+
 
 class Records:
     """Rows of numbers, each with its `step`; `path` None keeps them in memory only.
 
-    `keep_up_to` is the step a run resumes at: later rows of the file are of steps that will be done again.
+    `keep_up_to` is the step a run resumes at: later rows of the file are of steps that will be done again, and so
+    is the evaluation at that step unless `evaluated`.
     The file is cut in one rename, so that a kill never leaves less than what was kept.
     """
 
-    def __init__(self, path: Path | None, *, keep_up_to: int, reporters: Sequence[Reporter] = ()) -> None:
+    def __init__(
+        self, path: Path | None, *, keep_up_to: int, evaluated: bool = True, reporters: Sequence[Reporter] = ()
+    ) -> None:
         self.path, self.reporters = path, reporters
-        self.rows = _read(path, keep_up_to) if path is not None and keep_up_to else []
+        self.rows = _read(path, keep_up_to, evaluated) if path is not None and keep_up_to else []
         self.file = None
         if path is not None:
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -54,14 +59,14 @@ class Records:
         return [row[name] for row in self.rows if name in row and row["step"] > after]
 
 
-def _read(path: Path, keep_up_to: int) -> list[dict[str, float]]:
+def _read(path: Path, keep_up_to: int, evaluated: bool) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     if not os.path.exists(path):
         return rows
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            kept = row["step"] <= keep_up_to
+            kept = row["step"] < keep_up_to + (evaluated or EVALUATION not in row)
         except (ValueError, KeyError, TypeError):  # a line cut short by a kill
             break
         if kept:

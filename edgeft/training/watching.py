@@ -95,7 +95,7 @@ def canary_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenS
 
 def canary_loss(model: torch.nn.Module, tokens: Examples, micro_batch_tokens: int = 4096) -> float:
     """Mean loss of a general text in nats per token; its exponential is the perplexity."""
-    config = LoopConfig(0.0, "constant", 0, float("inf"), micro_batch_tokens, save_steps=1)
+    config = LoopConfig(0.0, "constant", 0, float("inf"), micro_batch_tokens)
     return mean_loss(model, tokens, next_token_loss_sum, config)
 
 

@@ -1,6 +1,7 @@
 """A real run, packed, and run again from its bundle: the same bytes; with other data or another seed, a plain no."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgeft.bundle.run import read_run
 from edgeft.cli import main
 from edgeft.console import silent_log
 from edgeft.errors import BundleError, UsageError
+from edgeft.interrupts import Interrupted
 from edgeft.pipeline import run
 from edgeft.recipe_reader import read_recipe
 from edgeft.runtime.bundle import Bundle, open_bundle
@@ -149,14 +151,36 @@ def test_paths_must_be_given(bundle: Bundle, project: Path) -> None:
     assert packed_recipe(bundle, None, paths(project)).train.learning_rate == 1e-2
 
 
-def test_the_command(project: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def cli(*words: str | Path) -> int:
+def test_the_command(
+    project: Path,
+    bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def words(*more: str | Path) -> tuple[str | Path, ...]:
+        return (project / "tiny.edgeft", "--recipe", project / "recipe.yaml", *more)
+
+    def cli(*more: str | Path) -> int:
         with pytest.raises(SystemExit) as ended:
-            main(["reproduce", *map(str, (project / "tiny.edgeft", "--recipe", project / "recipe.yaml", *words))])
+            main(["reproduce", *map(str, words(*more))])
         return int(ended.value.code or 0)
 
+    def cut_short(*_: Any) -> Any:
+        raise Interrupted(15, ("export: 1 of 3 files",))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeft.pipeline._import_stage", lambda planned: cut_short)
+        assert cli("--workdir", tmp_path / "same") == 143
+        said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith("interrupted; kept: ")
+    assert said[-1] == f"to go on: edgeft reproduce {shlex.join(map(str, words('--workdir', tmp_path / 'same')))}"
+    assert cli("--workdir", tmp_path / "same", "--set", "seed=2") == 2  # another run
+    assert "is not this reproduction cut short" in capsys.readouterr().err
     assert cli("--workdir", tmp_path / "same") == 0
     assert "model/tiny-Q8_0.gguf             same" in capsys.readouterr().out
+    assert cli("--workdir", tmp_path / "same") == 2  # ended: nothing would be made
+    assert "is not empty" in capsys.readouterr().err
     assert cli("--workdir", tmp_path / "other", "--set", "seed=2", "--json") == 3
     said = capsys.readouterr()
     assert json.loads(said.out)["same"] is False

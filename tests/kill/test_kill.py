@@ -26,7 +26,7 @@ RECIPE = """\
 name: tiny
 seed: 1
 model: {base: base}
-data: {train: train.jsonl, validation: test.jsonl, test: test.jsonl, max_length: 128}
+data: {train: train.jsonl, validation: test.jsonl, test: test.jsonl, max_length: 128, allow: [E503]}
 train: {learning_rate: 1e-2, num_train_epochs: 10, batch_tokens: 128, save_steps: 3, num_threads: 1}
 export: {gguf: [{ftype: F16}, {ftype: Q8_0}]}
 parity: {prompts: 2, n_gen: 4, tolerance: {q8_0: {top1: 0.5, kl_mean: 1.0}}}

@@ -33,17 +33,26 @@ class Forks:
         )
         assert self._answer() == "ready"
 
-    def train(self, out: Path, kill_after_s: float | None = None, kill_at_row: int = 0) -> int:
-        """Train in `out`, killed so many seconds after the log has so many rows, if it still runs; the exit code."""
+    def train(
+        self,
+        out: Path,
+        kill_after_s: float | None = None,
+        kill_at_row: int = 0,
+        *,
+        send: signal.Signals = signal.SIGKILL,
+        save_seconds: float | None = None,
+        epochs: float = 10,
+    ) -> int:
+        """Train in `out`, struck so many seconds after the log has so many rows, if it still runs; the exit code."""
         assert self.process.stdin is not None
-        print(out, file=self.process.stdin, flush=True)
+        print(json.dumps([str(out), save_seconds, epochs]), file=self.process.stdin, flush=True)
         pid, ended = int(self._answer()), threading.Event()
 
         def strike() -> None:
             while rows(out) < kill_at_row and not ended.wait(0.001):
                 pass
             if kill_after_s is not None and not ended.wait(kill_after_s):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, send)
 
         striker = threading.Thread(target=strike)
         striker.start()
@@ -108,3 +117,42 @@ def test_ten_kills_and_ten_kills_in_a_row(forks: Forks, tmp_path: Path) -> None:
         forks.train(out, kill_after_s=moments.uniform(0.0, whole_s / 3))
     assert forks.train(out) == 0
     assert_same(outcome(out), expected)
+
+
+def saved_step(out: Path) -> int:
+    state = out / "checkpoint" / "state.pt"
+    return int(torch.load(state, weights_only=True)["step"]) if state.exists() else 0
+
+
+def steps_done(out: Path) -> int:
+    """Steps in the log; a kill may cut the last line short."""
+    lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+    return sum('"grad_norm"' in line and line.endswith("}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("send", "save_seconds", "repeated"),
+    [
+        (signal.SIGINT, 3600.0, 0),  # no checkpoint but the one the signal asks for and those of the epochs
+        (signal.SIGTERM, 3600.0, 0),
+        (signal.SIGHUP, 3600.0, 0),
+        (signal.SIGKILL, None, 1),  # saved at every step: at most the one that was being saved is lost
+    ],
+)
+def test_twenty_moments_of_thirty_steps(
+    forks: Forks, tmp_path: Path, send: signal.Signals, save_seconds: float | None, repeated: int
+) -> None:
+    began = time.monotonic()
+    assert forks.train(tmp_path / "whole", save_seconds=save_seconds, epochs=2) == 0
+    expected, moments, hits = outcome(tmp_path / "whole"), random.Random(int(send)), 0
+    step_s = (time.monotonic() - began) / len(expected[1])
+    for moment in range(20):
+        out, row = tmp_path / f"{moment}", 1 + len(expected[1]) * moment // 20
+        strike = step_s * moments.random()
+        code = forks.train(out, strike, row, send=send, save_seconds=save_seconds, epochs=2)
+        assert code in (0, -send, 128 + send)
+        hits += code != 0
+        assert steps_done(out) - saved_step(out) <= repeated
+        assert forks.train(out, save_seconds=save_seconds, epochs=2) == 0
+        assert_same(outcome(out), expected)
+    assert hits >= 10

@@ -15,6 +15,7 @@ from edgeft.quant.grids.onnx import MatMulNBits
 from edgeft.quant.recovery import Recovery, recover
 from edgeft.quant.rounded import LowRank, Rounding
 from edgeft.training.batches import TokenSet, plan_epochs
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig
 from edgeft.training.models import load_model
 from tests.tiny import make_tiny_llama
@@ -41,7 +42,7 @@ def run(folder: Path, out: Path, grid: Grid = GgmlType.Q4_0, **changes: Any) -> 
     tokens, rate = texts(0, 64), options["learning_rate"]
     config = LoopConfig(
         learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=0.1, max_grad_norm=1.0,
-        micro_batch_tokens=256, save_steps=5, eval_steps=8,
+        micro_batch_tokens=256, save=SaveRule(seconds=None, steps=5), eval_steps=8,
     )  # fmt: skip
     return recover(
         load_model(folder),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from edgeft.console import silent_log
 from edgeft.training.batches import Batch, TokenSet, plan_epochs
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig, LoopResult, train_loop
 
 VOCABULARY = 61
@@ -44,7 +45,7 @@ def random_tokens(n: int = 60, seed: int = 3) -> TokenSet:
 def make_config(**changes: Any) -> LoopConfig:
     base: dict[str, Any] = {
         "learning_rate": 1e-2, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_grad_norm": 1.0,
-        "micro_batch_tokens": 128, "save_steps": 3, "eval_steps": 4,
+        "micro_batch_tokens": 128, "save": SaveRule(seconds=None, steps=3), "eval_steps": 4,
     }  # fmt: skip
     return LoopConfig(**(base | changes))
 

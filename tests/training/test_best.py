@@ -10,6 +10,7 @@ import torch
 
 from edgeft.training.batches import Batch
 from edgeft.training.best import Judge
+from edgeft.training.keeping import SaveRule
 from edgeft.training.records import Records
 from tests.training.bigram import bigram_loss_sum, make_config, random_tokens, train_bigram
 from tests.training.test_loop_failures import Say
@@ -68,7 +69,7 @@ def test_patience_alone_watches_the_validation_loss(tmp_path: Path) -> None:
         tokens=random_tokens(6, 1),
         validation=random_tokens(20, 2),
         epochs=80,
-        config=make_config(learning_rate=0.1, early_stopping_patience=3, save_steps=5),
+        config=make_config(learning_rate=0.1, early_stopping_patience=3, save=SaveRule(steps=5)),
         log=log,
     )
     assert result.stopped_early

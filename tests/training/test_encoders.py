@@ -117,7 +117,7 @@ def test_the_head_is_drawn_from_the_seed_and_kept_for_the_same_labels(bases: dic
 def test_training_through_the_loop_learns(bases: dict[str, Path], tmp_path: Path) -> None:
     model, examples = load_classifier(bases["bert"], LABELS), _label_set()
     plan = plan_epochs(examples.lengths, batch_tokens=24, epochs=12, seed=0)
-    config = LoopConfig(3e-3, "linear", 0.1, 1.0, micro_batch_tokens=16, save_steps=1000)
+    config = LoopConfig(3e-3, "linear", 0.1, 1.0, micro_batch_tokens=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     result = train_loop(
         model, optimizer, examples, plan, classification_loss_sum, config, out=tmp_path, log=silent_log(),

@@ -14,6 +14,7 @@ from edgeft.errors import DataError, TrainingError
 from edgeft.training import loop
 from edgeft.training.attention import use_packed_attention
 from edgeft.training.batches import Batch, TokenSet, plan_epochs
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LoopConfig, LoopResult, LossSum, train_loop
 from edgeft.training.losses import next_token_loss_sum
 from edgeft.training.models import load_model
@@ -68,7 +69,7 @@ def _train(
         return loss * math.nan if calls == poison_at else loss
 
     plan = plan_epochs(tokens.lengths, batch_tokens=256, epochs=2, seed=5)
-    config = LoopConfig(1e-3, "cosine", 0.1, 1.0, micro, save_steps=2)
+    config = LoopConfig(1e-3, "cosine", 0.1, 1.0, micro, save=SaveRule(seconds=None, steps=2))
     result = train_loop(model, optimizer, tokens, plan, loss_sum, config, out=out, log=silent_log())
     return {n: p.detach().clone() for n, p in model.named_parameters()}, result
 

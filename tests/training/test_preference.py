@@ -316,7 +316,6 @@ def test_the_loop_learns_a_preference(objective: Any, tmp_path: Path) -> None:
     loss_sum = (dpo_loss_sum if objective == "dpo" else orpo_loss_sum)(BETA)
     config = LoopConfig(
         learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0, micro_batch_tokens=256,
-        save_steps=100,
     )  # fmt: skip
     plan = plan_epochs(train.lengths, batch_tokens=256, epochs=8, seed=0)
     before = mean_loss(model, held, loss_sum, config)

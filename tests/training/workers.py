@@ -12,6 +12,7 @@ import torch
 
 from edgeft.training.batches import Batch
 from edgeft.training.distributed import Workers, distributed
+from edgeft.training.keeping import SaveRule
 from edgeft.training.loop import LossSum
 from tests.training.bigram import Bigram, bigram_loss_sum, make_config, random_tokens, train_bigram
 
@@ -35,7 +36,9 @@ def train(
 ) -> dict[str, Any]:
     """Three steps of plain SGD, which moves by the gradient itself; ranks begin with weights of their own."""
     model = Bigram(dropout=dropout, seed=workers.rank)
-    config = make_config(learning_rate=0.5, micro_batch_tokens=micro, save_steps=2, eval_steps=1)
+    config = make_config(
+        learning_rate=0.5, micro_batch_tokens=micro, save=SaveRule(seconds=None, steps=2), eval_steps=1
+    )
     weights, result = train_bigram(
         out,
         model=model,
