@@ -13,6 +13,7 @@ from edgeft.bench.budgets import BENCH_METRICS, TASK_METRICS, known_gate_metrics
 from edgeft.bench.file import BenchSettings
 from edgeft.bench.gate import Measured, Results, collect, judge, judge_results, read_results
 from edgeft.bench.metrics import known_metrics, score_texts
+from edgeft.bench.shares import paired_interval
 from edgeft.errors import UsageError
 from edgeft.sections import Bench, BenchMetric
 
@@ -60,7 +61,13 @@ def test_parse(metric: str, text: str, op: str, limit: float) -> None:
         ("exact_match", "<= baseline * 2", "is not a budget"),
         ("exact_match", "<= baseline + 1MB", "unknown unit 'MB' for this metric"),
         ("exact_match", "<= -1x baseline", "is not a budget"),
-        ("exact_match", "=> 0.9", "is not a budget"),
+        ("exact_match", "=> 0.9", "is not a budget; write '>= 0.9'"),
+        ("ttft_ms_p95", "=< 90", "is not a budget; write '<= 90'"),
+        ("exact_match", ">= 90", r"a share from 0 to 1, never 90; did you mean 0.9, or 90%\?"),
+        ("Q8_0/exact_match", ">= 1.5", "a share from 0 to 1, never 1.5"),
+        ("exact_match", "> -0.1", "a share from 0 to 1"),
+        ("exact_match_drop", "<= 1.01", "a share from -1 to 1"),
+        ("size_bytes", "<= -8MB", "never below 0"),
         ("exact_match", ">= 8MB", r"unknown unit 'MB' for this metric; use %"),
         ("size_bytes", "<= 8mb", r"unknown unit 'mb' for this metric; use B, KB, MB, GB, KiB, MiB, GiB"),
         ("ttft_ms_p95", "<= 8%", "use us, ms, s"),
@@ -252,12 +259,48 @@ def test_collect_pairs_the_file_with_the_torch_model() -> None:
     assert measured["exact_match"].n == 100
     drop = measured["exact_match_drop"]
     assert drop.value == pytest.approx(0.05)
-    # 5 of 100 pairs got worse: the Wilson interval of 5/100 is 0.0215..0.1118; the bootstrap is near it
-    assert drop.ci95 == pytest.approx((0.01, 0.10), abs=0.011)
+    # 90 pairs both right, 5 only torch, 5 neither: Newcombe's interval with the Wilson ones of 0.95 and 0.90
+    assert drop.ci95 == pytest.approx(paired_interval(90, 5, 0, 5))
     f1 = [2 * 95 / (95 + 100), 2 * 90 / (90 + 100)]
     assert measured["json_field_f1_drop"].value == pytest.approx(f1[0] - f1[1])
     assert measured["json_field_f1_drop"].ci95 is None
     assert "exact_match_drop" not in collect(bench, None, None)
+
+
+@pytest.mark.parametrize(
+    ("only_torch", "only_file", "budget", "ok", "noise"),
+    [
+        (4, 0, "<= 0.01", True, True),  # 4 of 300 are 0.0133: one example more than the budget
+        (3, 0, "<= 0.01", True, True),  # and one less: no more certain
+        (6, 0, "<= 0.01", True, True),
+        (12, 0, "<= 0.01", False, False),  # 0.04: the interval begins above 0.01
+        (40, 10, "<= 0.01", False, False),
+        (0, 0, "<= 0.01", True, True),  # none of 300: still up to 0.0126
+        (0, 12, "<= 0.01", True, False),  # the file is better
+        (4, 0, "<= 0.05", True, False),
+        (4, 0, ">= 0.01", True, False),  # only an upper limit is judged by the interval
+    ],
+)
+def test_a_drop_is_judged_by_its_paired_interval(
+    only_torch: int, only_file: int, budget: str, ok: bool, noise: bool
+) -> None:
+    """The rule by hand: Newcombe's interval (`shares.paired_interval`, tested by his worked examples)."""
+    both = 270 - only_torch - only_file
+    outcomes = [(1.0, 1.0)] * both + [(1.0, 0.0)] * only_torch + [(0.0, 1.0)] * only_file + [(0.0, 0.0)] * 30
+    of = ({"metric": "exact_match", "interval": "wilson", "value": sum(side) / 300, "n": 300, "ci95": (0, 1),
+           "outcomes": list(side)} for side in zip(*outcomes, strict=True))  # fmt: skip
+    torch_score, file_score = of
+    baseline = {"forms": [{"form": "merged", "scores": [torch_score]}]}
+    measured = collect({"metrics": {}, "accuracy": {"scores": [file_score]}}, baseline, None)
+    (row,) = judge({"exact_match_drop": budget}, measured).rows
+    low, high = paired_interval(both, only_torch, only_file, 30)
+    assert row.ci95 == pytest.approx((low, high))
+    assert (row.ok, row.within_noise) == (ok, noise)
+    limit = row.limit
+    if "<" in budget:
+        assert row.ok is (low <= limit)
+        assert row.within_noise is (low <= limit < high)
+    assert ("within noise" in row.note) is noise
 
 
 def test_no_drop_between_different_examples() -> None:

@@ -14,6 +14,7 @@ from edgeft.report.axes import Axis
 from edgeft.report.build import build_report
 from edgeft.report.candidates import candidates
 from edgeft.report.gather import gather
+from edgeft.report.html import to_html
 from edgeft.report.markdown import to_markdown
 from edgeft.report.numbers import count, duration, in_unit, milliseconds, share, size, three
 from edgeft.report.series import curve, distribution
@@ -95,11 +96,44 @@ def test_a_simpler_answer_as_good_is_pointed_out(n_right: int, warned: bool) -> 
 
 @pytest.mark.parametrize(
     ("budgets", "line"),
-    [({}, "PASS: the recipe sets no budgets"), ({"kl_mean": "<= 1"}, "PASS: 1 of 1 budgets met")],
+    [
+        ({}, "PASS, but no accuracy budget is set: there are no budgets"),
+        ({"kl_mean": "<= 1"}, "PASS, but no accuracy budget is set: 1 of 1 budgets met"),
+        ({"json_valid": ">= 0.9"}, "PASS, but no accuracy budget is set: 1 of 1 budgets met"),
+        ({"exact_match": ">= 0"}, "PASS, but no accuracy budget is set: 1 of 1 budgets met"),
+        (
+            {"exact_match_drop": "<= 0.01"},
+            "PASS, but no accuracy budget is set: 1 of 1 budgets met, 1 of them within noise",
+        ),
+        ({"kl_mean": "<= 1", "exact_match": ">= 0.5"}, "PASS: 2 of 2 budgets met"),
+        ({"Q8_0/exact_match": ">= 50%"}, "PASS: 1 of 1 budgets met"),
+        ({"exact_match": ">= 0.7"}, "FAIL: 1 of 1 budgets not met: exact_match"),
+    ],
 )
-def test_passed(budgets: dict[str, str], line: str) -> None:
-    verdict = judge(budgets, {"kl_mean": Measured(0.5)}).to_json()
-    assert verdict_text(verdict).splitlines()[-1] == line
+def test_the_verdict_in_a_line(budgets: dict[str, str], line: str) -> None:
+    measured = {
+        "kl_mean": Measured(0.5), "json_valid": Measured(1.0), "exact_match": Measured(0.6, 10, (0.3, 0.8)),
+        "Q8_0/exact_match": Measured(0.6), "exact_match_drop": Measured(0.02, 300, (0.0, 0.05)),
+    }  # fmt: skip
+    verdict = judge(budgets, measured).to_json()
+    assert " ".join(verdict_text(verdict).split("\n\n")[-1].split()) == line
+    report = build_report(parts() | {"verdict": verdict})
+    assert ('<p class="badge pass">' in to_html(report)) is line.startswith("PASS:")
+
+
+@pytest.mark.parametrize(("n_file", "n_classical", "told"), [(8, 19, True), (18, 19, False), (19, 8, False)])
+def test_a_model_that_loses_to_something_simpler_is_told_first(n_file: int, n_classical: int, told: bool) -> None:
+    given = parts()
+    given["baseline"]["forms"][2] = form("classical", "TF-IDF + linear", n_classical)
+    given["bench"]["accuracy"] = form("file", "file", n_file)
+    given["data"]["test"] = {"examples": 20, "leaked": 3}
+    report = build_report(given)
+    words = "TF-IDF + linear beats the fine-tuned file: exact_match 0.950 against 0.400"
+    assert any(words in text for text in report["warnings"]) is told
+    terminal = " ".join(to_terminal(report).split())
+    assert (terminal.count(words), terminal.count("The test is no test: 3 of its 20")) == (2 * told, 2)
+    assert terminal.index("The test is no test") < terminal.index("Accuracy")
+    assert [words[:30] in text for text in (to_markdown(report), to_html(report))] == [told, told]
 
 
 def test_report_json_holds_no_raw_samples_and_is_json() -> None:

@@ -25,6 +25,8 @@ TASK_METRICS = (
 """Metrics of two texts."""
 BENCH_METRICS = ("json_schema_valid", "perplexity", "ece", "out_of_scope_recall")
 """Metrics that need more than two texts: a schema, probabilities, the answer that abstains."""
+ACCURACY_METRICS = (*(name for name in TASK_METRICS if name != "json_valid"), "out_of_scope_recall")
+"""Shares of right answers; valid JSON can be wrong."""
 SHARE, NUMBER, BYTES, MS, SECONDS, RATE = "share", "number", "bytes", "ms", "s", "tokens/s"
 UNITS: dict[str, dict[str, float]] = {
     SHARE: {"": 1, "%": 0.01},
@@ -72,6 +74,12 @@ class Budget:
         """Whether the metric depends on the machine it is measured on."""
         return self.unit in SPEED_UNITS or self.metric.rpartition("/")[2] in MACHINE_METRICS
 
+    @property
+    def asks_for_accuracy(self) -> bool:
+        """Whether only a model with right answers can meet it: a lower limit above 0 on a share of them."""
+        lower = self.op in (">=", ">", "==") and (self.limit > 0 or self.factor > 0)
+        return lower and self.metric.rpartition("/")[2] in ACCURACY_METRICS
+
     def against(self, baseline: float) -> Self:
         """The same budget with the limit it has for this value of the baseline."""
         return replace(self, limit=self.factor * baseline + self.limit, factor=0.0)
@@ -85,7 +93,7 @@ def known_gate_metrics() -> dict[str, str]:
 
 def split_budget(text: str) -> tuple[str, str]:
     """`exact_match >= 0.9`, `exact_match: >= 0.9` and `exact_match=>= 0.9` as (metric, budget)."""
-    match = re.fullmatch(r"\s*([^\s:=<>]+)\s*(?::|=(?!=))?\s*(.*)", text, re.DOTALL)
+    match = re.fullmatch(r"\s*([^\s:=<>]+)\s*(?::|=(?!=|[<>](?!=)))?\s*(.*)", text, re.DOTALL)
     return (match[1], match[2].strip()) if match else (text.strip(), "")
 
 
@@ -106,7 +114,9 @@ def parse_budget(metric: str, text: str, measured: Collection[str] = ()) -> Budg
         moved = 0.0 if match[2] is None else _scaled(metric, text, unit, *match.groups())
         return Budget(metric, text.strip(), op, moved, unit, 1.0)
     if match := ABSOLUTE.fullmatch(limit):
-        return Budget(metric, text.strip(), op, _scaled(metric, text, unit, *match.groups()), unit)
+        value = _scaled(metric, text, unit, *match.groups())
+        _check_range(metric, text, unit, value)
+        return Budget(metric, text.strip(), op, value, unit)
     raise _not_a_budget(metric, text)
 
 
@@ -133,5 +143,20 @@ def _scaled(metric: str, text: str, unit: str, sign: str, number: str, suffix: s
     return value
 
 
+def _check_range(metric: str, text: str, unit: str, value: float) -> None:
+    """Raise UsageError for a limit that no measurement can reach, or none can miss."""
+    if unit == SHARE:
+        low = -1 if metric.endswith("_drop") else 0
+        if not low <= value <= 1:
+            percent = f", or {value:g}%" if 1 < value <= 100 else ""
+            meant = f"; did you mean {value / 100:g}{percent}?" if 1 < value <= 100 else ""
+            raise UsageError(f"gate.{metric}: {text!r}: it is a share from {low} to 1, never {value:g}{meant}")
+    elif value < 0:
+        raise UsageError(f"gate.{metric}: {text!r}: it is never below 0")
+
+
 def _not_a_budget(metric: str, text: str) -> UsageError:
+    if text.lstrip().startswith(("=>", "=<")):
+        right = text.lstrip()[1] + "=" + text.lstrip()[2:]
+        return UsageError(f"gate.{metric}: {text!r} is not a budget; write {right!r}: the sign comes before the =")
     return UsageError(f"gate.{metric}: {text!r} is not a budget; write one like {FORMS}")

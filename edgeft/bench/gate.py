@@ -12,9 +12,11 @@ import numpy as np
 from edgeft.artifact import MANIFEST, read_artifact
 from edgeft.bench.baseline import Baseline
 from edgeft.bench.budgets import Budget, parse_budget
+from edgeft.bench.paired import pair
 from edgeft.bench.statistics import bootstrap_interval
 from edgeft.errors import ArtifactError, UsageError
 
+DROP = "_drop"
 ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
 
 
@@ -32,7 +34,8 @@ class Row(Budget):
     """One judged budget; `limit` is the number it came down to and `baseline` the stored value it came from.
 
     `margin` is the room left in the metric's own unit, negative when the budget is broken; `margin_percent`
-    is the same in percent of the limit (None for a limit of 0). All are None when nothing was measured.
+    is the same in percent of the limit (None for a limit of 0). All are None when nothing was measured. A row
+    `within_noise` is met because these examples cannot tell its drop from one within the limit.
     """
 
     ok: bool
@@ -42,6 +45,7 @@ class Row(Budget):
     margin: float | None = None
     margin_percent: float | None = None
     baseline: float | None = None
+    within_noise: bool = False
     note: str = ""
 
 
@@ -56,9 +60,18 @@ class Verdict:
         """Whether every budget is met. Without budgets nothing can fail."""
         return all(row.ok for row in self.rows)
 
+    @property
+    def judges_accuracy(self) -> bool:
+        """Whether a budget asks for right answers, so that a model without any could not pass."""
+        return any(row.asks_for_accuracy for row in self.rows)
+
     def to_json(self) -> dict[str, Any]:
         """Content of verdict.json."""
-        return {"passed": self.passed, "rows": [asdict(row) for row in self.rows]}
+        return {
+            "passed": self.passed,
+            "judges_accuracy": self.judges_accuracy,
+            "rows": [asdict(row) for row in self.rows],
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,9 @@ class Results:
 def judge(budgets: Mapping[str, str], measured: Mapping[str, Measured], baseline: Baseline | None = None) -> Verdict:
     """Compare `measured` with the budgets {metric: text}, in the order of the budgets.
 
-    The verdict is about the measured value itself; a note says when the limit lies inside its 95 % interval.
+    The verdict is about the measured value itself; a note says when the limit lies inside its 95 % interval. Only a
+    drop (`exact_match_drop`), which is a difference of two models on the same examples, is judged by its interval:
+    it is too large when all of the interval is beyond the limit, and within noise when the limit lies inside.
     What was not measured, has no samples or is not a number fails, and so does a budget against a baseline that has
     no value to compare with. Raises UsageError as `parse_budget` does and for such a budget without a baseline.
     """
@@ -89,7 +104,8 @@ def collect(
     """Everything measured, by metric, from bench.json, baseline.json and the parity stage's metrics.
 
     `<metric>_drop` is the merged model's value in torch minus the file's value in its runtime, both on the
-    same examples; its interval is a paired bootstrap over them.
+    same examples; its interval is Newcombe's for paired shares (`paired.pair`), or a paired bootstrap where answers
+    can be half right.
     """
     scores = {score["metric"]: score for score in (bench.get("accuracy") or {"scores": ()})["scores"]}
     measured = {name: Measured(float(value)) for name, value in bench["metrics"].items()}
@@ -126,6 +142,8 @@ def read_results(path: Path) -> Results:
     Drops and parity are read where their stages are beside the bench stage, and what `of_each_file` finds. Raises
     ArtifactError when there is no bench.json or a file cannot be read.
     """
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file or folder; give a run's folder or the file of `edgeft bench --out`")
     file = path if path.is_file() else path / "bench" / "bench.json"
     if not file.is_file() and (path / "bench.json").is_file():
         file = path / "bench.json"
@@ -204,16 +222,19 @@ def _row(budget: Budget, measured: Measured | None, baseline: Baseline | None) -
     value, limit = measured.value, budget.limit
     room = {">": value - limit, "<": limit - value, "=": -abs(value - limit)}[budget.op[0]]
     slack = ROUNDING * max(1.0, abs(limit))
+    ok = room > slack if budget.op in (">", "<") else room >= -slack
+    noise = _within_noise(budget, measured)
     return Row(
         **asdict(budget),
-        ok=room > slack if budget.op in (">", "<") else room >= -slack,
+        ok=ok or noise,
+        within_noise=noise,
         measured=value,
         n=measured.n,
         ci95=measured.ci95,
         margin=room,
         margin_percent=100 * room / abs(limit) if limit else None,
         baseline=stored,
-        note=_noise(measured, limit),
+        note=_noise(measured, limit, ok=ok, within_noise=noise),
     )
 
 
@@ -226,7 +247,16 @@ def _unusable(measured: Measured | None) -> str:
     return "" if math.isfinite(measured.value) else f"measured {measured.value}"
 
 
-def _noise(measured: Measured, limit: float) -> str:
+def _within_noise(budget: Budget, measured: Measured) -> bool:
+    """Whether a drop's interval has the limit inside: these examples cannot say on which side it is."""
+    upper = budget.metric.endswith(DROP) and budget.op in ("<", "<=")
+    return upper and measured.ci95 is not None and measured.ci95[0] <= budget.limit < measured.ci95[1]
+
+
+def _noise(measured: Measured, limit: float, *, ok: bool, within_noise: bool) -> str:
+    if within_noise:
+        side = "above" if not ok else "below" if measured.value < limit else "at"
+        return f"within noise: {side} the limit, which lies inside the 95 % interval of {measured.n} paired examples"
     if measured.ci95 is None or not measured.ci95[0] < limit < measured.ci95[1]:
         return ""
     return f"the limit lies inside the 95 % interval of {measured.n} examples"
@@ -241,6 +271,9 @@ def _drop(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
     drop = reference["value"] - score["value"]
     if reference["interval"] != "wilson":  # not a mean of outcomes
         return Measured(drop, score["n"])
+    paired = pair(score["metric"], reference["outcomes"], score["outcomes"])
+    if paired is not None:
+        return Measured(drop, paired.n, paired.ci95)
     pairs = zip(reference["outcomes"], score["outcomes"], strict=True)
     differences = np.array([a - b for a, b in pairs if a is not None], dtype=np.float64)
     interval = bootstrap_interval(len(differences), lambda drawn: float(differences[drawn].mean()))

@@ -5,7 +5,8 @@ Which examples are taken follows from the hash of their content and the seed, ne
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -14,11 +15,14 @@ from pathlib import Path
 from edgeft.console import Log
 from edgeft.data import formats, reading
 from edgeft.data.chat import SHOWN_PROBLEMS, Example, parse_line, read_chat
+from edgeft.data.encodings import AUTO, MIXED, UTF8, encoding_of
 from edgeft.errors import DataError, DataRejected
 from edgeft.extras import extra_needed
 from edgeft.sections import Data, Source, Weighted
 
 Find = Callable[[str], Path]
+CHECK_PAGE = "check.html"
+SHOWN_PLACES = 3  # of each error, when a run tells of it
 
 
 @dataclass
@@ -75,12 +79,14 @@ def read_source(source: Source, find: Find) -> list[Example]:
     path = find(source.path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if source.format is None and not source.columns:
+    encoding = encoding_of(path).name if _text(path) else AUTO
+    plain = encoding in (UTF8, MIXED)  # what else it may be is left to read_chat, which says where
+    if source.format is None and not source.columns and plain:
         first = [row for _, row in islice(reading.rows(path), reading.DETECTION_ROWS)] if _text(path) else [{}]
         shape = formats.detect(first)
         if _text(path) and (shape is None or shape.name == "chat"):
             return read_chat(path)
-    read = reading.read_examples(path, source.format, source.columns or None)
+    read = reading.read_examples(path, source.format, source.columns or None, AUTO)
     examples, problems = [], []
     for line, example in read.examples:
         try:
@@ -96,33 +102,50 @@ def read_source(source: Source, find: Find) -> list[Example]:
     return examples
 
 
-def check_prepared(section: Data, folder: Path, splits: tuple[str, ...], log: Log) -> dict[str, int]:
+def check_prepared(section: Data, folder: Path, places: Mapping[str, list[str]], log: Log) -> dict[str, int]:
     """Check the prepared files, write check.json and check.html beside them; returns the counts by code.
 
-    Raises DataRejected when a code of `data.fatal` is found. Without the extra `data` nothing is checked, unless
-    a code is fatal.
+    `places` has the file and line each example of a split came from. Raises DataRejected when a code of `data.fatal`
+    is found. Without the extra `data` nothing is checked, unless a code is fatal.
     """
     if not section.fatal and find_spec("rensa") is None:
         log.say("data: not checked; pip install 'edgeft[data]' for a report on its quality")
         return {}
     with extra_needed("data"):
         from edgeft.data.check.engine import Job, check
+    from edgeft.data.check.codes import CODES
     from edgeft.data.check.html import html_report
     from edgeft.data.check.summary import as_dict
 
-    job = Job([folder / f"{split}.jsonl" for split in splits], "chat", pii=_wanted(section.fatal, "W708"))
+    job = Job([folder / f"{split}.jsonl" for split in places], "chat", pii=_wanted(section.fatal, "W708"))
     checked = check(job, log)
     report = as_dict(checked, folder)
     (folder / "check.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "check.html").write_text(html_report(checked, folder), encoding="utf-8")
+    (folder / CHECK_PAGE).write_text(html_report(checked, folder), encoding="utf-8")
     fatal = [found for found in checked.findings if _wanted(section.fatal, found.code)]
     if fatal:
         more = [f"… and {len(fatal) - SHOWN_PROBLEMS} more"] if len(fatal) > SHOWN_PROBLEMS else []
-        raise DataRejected("\n".join([*map(str, fatal[:SHOWN_PROBLEMS]), *more, "are fatal by data.fatal"]))
+        shown = [_in_the_source(str(found), folder, places) for found in fatal[:SHOWN_PROBLEMS]]
+        raise DataRejected("\n".join([*shown, *more, "are fatal by data.fatal"]))
     counts: dict[str, int] = report["counts"]
+    for code, n in sorted(counts.items(), key=lambda item: ("EWI".find(item[0][0]), item[0])):
+        log.say(f"data check: {CODES[code].severity} {code}, {n} times: {CODES[code].title}; {CODES[code].advice}")
+        found_here = [found for found in checked.findings if found.code == code] if code.startswith("E") else []
+        for found in found_here[:SHOWN_PLACES]:
+            log.say("  " + _in_the_source(f"{found.path}:{found.line} ({found.detail})", folder, places))
     if counts:
-        log.say("data check: " + ", ".join(f"{n} {code}" for code, n in counts.items()))
+        log.say(f"data check: file and line of each: {CHECK_PAGE} of stage data")
     return counts
+
+
+def _in_the_source(text: str, folder: Path, places: Mapping[str, list[str]]) -> str:
+    """`text` with lines of the prepared files as those of the files they were made of."""
+
+    def source(match: re.Match[str]) -> str:
+        split, line = match[1], int(match[2])
+        return places[split][line - 1] if 0 < line <= len(places[split]) else match[0]
+
+    return re.sub(rf"{re.escape(str(folder))}/({'|'.join(places)})\.jsonl:(\d+)", source, text)
 
 
 def _wanted(codes: list[str], code: str) -> bool:
@@ -136,7 +159,7 @@ def example_hash(example: Example) -> str:
 
 def _text(path: Path) -> bool:
     """Whether it can be plain chat JSONL; what cannot be decoded is left to read_chat, which says where."""
-    return path.suffix not in (".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
+    return path.suffix not in (".json", ".csv", ".tsv", ".xlsx", ".parquet", ".txt", ".gz", ".zst")
 
 
 def _chosen(examples: list[Example], n: int, seed: int) -> list[Example]:

@@ -6,6 +6,7 @@ from typing import Any
 from edgeft.bench.paired import pair_accuracies
 from edgeft.report.candidates import candidates
 from edgeft.report.series import curve, distribution
+from edgeft.report.warnings import warnings
 
 FORMAT = 1
 UNQUANTIZED = ("f32", "f16", "bf16", "fp32", "fp16")  # how names of such files and folders end
@@ -44,6 +45,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "provenance": parts.get("provenance", {}),
         "settings": parts.get("settings", {}),
         "verdict": parts.get("verdict"),
+        "warnings": list(warnings(parts.get("data"), bench, baseline)),
     }
 
 
@@ -70,7 +72,7 @@ def _accuracy(
 ) -> dict[str, Any]:
     forms = list(baseline["forms"]) if baseline else []
     if bench:
-        label = f"fine-tuned file, {recipe.get('ship') or 'shipped'}"
+        label = f"fine-tuned file, {recipe['ship']}" if recipe.get("ship") else bench.get("file") or "the file"
         forms.insert(0, {**bench["accuracy"], "form": "file", "label": label, "note": bench["file"]})
     rows = [
         {

@@ -9,6 +9,7 @@ from edgeft.report.figures import figures
 from edgeft.report.numbers import milliseconds, share, size, three
 from edgeft.report.table import Table
 from edgeft.report.tables import (
+    is_good,
     measured_tables,
     origin_tables,
     preparation_tables,
@@ -35,6 +36,7 @@ def to_html(report: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
         f"<title>{name}: edgeft report</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>\n"
         f'<body><main><header><p class="kicker">edgeft report</p><h1>{name}</h1>{_badge(report["verdict"])}'
+        f"{''.join(_warning(text) for text in report['warnings'])}"
         f'<dl class="tiles">{"".join(_tiles(report))}</dl></header>\n'
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n{sections}\n</main></body></html>\n'
     )
@@ -43,7 +45,12 @@ def to_html(report: Mapping[str, Any]) -> str:
 def _badge(verdict: Mapping[str, Any] | None) -> str:
     if not verdict:
         return '<p class="badge">No verdict: the gate has not run</p>'
-    return f'<p class="badge {"pass" if verdict["passed"] else "fail"}">{escape(verdict_line(verdict))}</p>'
+    kind = "pass" if is_good(verdict) else "" if verdict["passed"] else "fail"
+    return f'<p class="badge {kind}">{escape(verdict_line(verdict))}</p>'
+
+
+def _warning(text: str) -> str:
+    return f'<p class="badge fail">{escape(text)}</p>'
 
 
 def _tiles(report: Mapping[str, Any]) -> Iterator[str]:

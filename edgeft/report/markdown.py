@@ -14,6 +14,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     if report["verdict"]:
         blocks.append(f"**{_escaped(verdict_line(report['verdict']))}**")
         tables = [tables[-1], *tables[:-1]]
+    blocks += [f"> **{_escaped(text)}**" for text in report["warnings"]]
     blocks += [_section(table) for table in tables]
     return "\n\n".join(blocks) + "\n"
 

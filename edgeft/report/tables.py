@@ -80,7 +80,7 @@ def verdict_table(verdict: Mapping[str, Any]) -> Table:
             margin = signed(in_unit(row["margin"], row["unit"]))
             if row["margin_percent"] is not None:
                 margin += f" ({row['margin_percent']:+.0f} %)"
-        rows.append(("pass" if row["ok"] else "FAIL", row["metric"], measured, row["text"], margin))
+        rows.append((_outcome(row), row["metric"], measured, row["text"], margin))
         if row["note"]:
             interval = f" {interval_text(row['ci95'])}" if row["ci95"] else ""
             notes.append(f"{row['metric']}{interval}: {row['note']}")
@@ -88,14 +88,27 @@ def verdict_table(verdict: Mapping[str, Any]) -> Table:
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
-    """The verdict in one line."""
+    """The verdict in one line. A verdict that no wrong answer could have changed says so."""
     rows = verdict["rows"]
+    passed = "PASS" if is_good(verdict) else "PASS, but no accuracy budget is set"
     if not rows:
-        return "PASS: the recipe sets no budgets"
+        return f"{passed}: there are no budgets"
     failed = [row["metric"] for row in rows if not row["ok"]]
     if not failed:
-        return f"PASS: {len(rows)} of {len(rows)} budgets met"
+        noise = sum(bool(row.get("within_noise")) for row in rows)
+        return f"{passed}: {len(rows)} of {len(rows)} budgets met{f', {noise} of them within noise' if noise else ''}"
     return f"FAIL: {len(failed)} of {len(rows)} budgets not met: {', '.join(failed)}"
+
+
+def is_good(verdict: Mapping[str, Any]) -> bool:
+    """Whether it passed, and a model with wrong answers would not have."""
+    return bool(verdict["passed"] and verdict.get("judges_accuracy", True))
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    if row.get("within_noise"):
+        return "noise"
+    return "pass" if row["ok"] else "FAIL"
 
 
 def _data(data: Mapping[str, Any]) -> Table:

@@ -16,9 +16,11 @@ ROWS = 20
 def to_terminal(report: Mapping[str, Any]) -> str:
     """The report without its details; the last line is the verdict."""
     name = report["recipe"].get("name")
-    blocks = [f"edgeft report: {name}"] if name else []
+    warnings = [_wrap(text) for text in report["warnings"]]
+    blocks = [f"edgeft report: {name}", *warnings] if name else warnings
     blocks += [_block(_cut(table)) for table in report_tables(report) if not table.detail]
     if report["verdict"]:
+        blocks += warnings  # the top has scrolled away
         blocks.append(_wrap(verdict_line(report["verdict"])))
     return "\n\n".join(blocks) + "\n"
 

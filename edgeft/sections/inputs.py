@@ -74,6 +74,8 @@ class Data(Section):
     """Training examples left out: those seen before, or that stand in the validation or test file as well."""
     fatal: list[str] = []
     """Codes of `edgeft data check` (or their beginnings, like `E`) that stop the run."""
+    allow: list[Literal["E503"]] = []
+    """Codes that stop every run, and do not stop this one: `E503`, test examples that are learned from as well."""
     text: str | None = None
     """File of plain text to go on pre-training with (`objective: text`): a .txt file, a blank line between two
     documents, or JSONL with `{"text": ...}`; also what is measured for forgetting when training is over."""

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeft.artifact import Artifact
 from edgeft.console import Log
 from edgeft.data.augment import swap_copied_values
 from edgeft.data.chat import Example, conversation_key, named_line, read_questions
+from edgeft.data.leakage import check_leakage
 from edgeft.data.mixing import check_prepared, example_hash, mix
 from edgeft.data.plain import encode_texts, read_texts
 from edgeft.data.preferences import encode_pairs, read_pairs, split_pairs
@@ -50,6 +53,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             run_prepare(recipe, section.prepare, Path(prepared), log)
         find = recipe.resolve if section.prepare is None else Path(prepared).joinpath
         mixed = mix(section, find, recipe.seed, log)
+        leaked = check_leakage(section, mixed.splits["train"], mixed.splits["test"])
         if not classifies:
             examples = (example for split in mixed.splits.values() for example in split)
             tell_limits(examples, resolve_base(recipe), log)
@@ -73,7 +77,13 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
             _write(out / f"{split}.jsonl", examples)
             audit.writelines(_audit_line(split, example) for example in examples)
     report["train"] |= mixed.counts
-    checked = check_prepared(section, out, SPLITS, log)
+    if not classifies:
+        report["test"]["answer_lengths"] = _answer_lengths(TokenSet.load(out / "tokens-test.npz"))
+    if leaked:
+        report["test"]["leaked"] = leaked
+        log.say(f"test: {leaked} examples are learned from as well (data.allow): their score says nothing of new ones")
+    places = {split: [f"{example.path}:{example.line}" for example in kept[split]] for split in SPLITS}
+    checked = check_prepared(section, out, places, log)
     if checked:
         report["check"] = dict(checked)
     if not summary["train"]["examples"]:
@@ -95,6 +105,16 @@ def _write_token_sets(
         kept[split], tokens, counts[split] = _encode(examples, tokenizer, section, split, log)
         tokens.save(out / f"tokens-{split}.npz")
     return kept, counts
+
+
+def _answer_lengths(tokens: TokenSet) -> dict[str, int]:
+    """How many examples have a last answer of so many tokens, the end of the turn included."""
+    counts: Counter[int] = Counter()
+    for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
+        learned = np.flatnonzero(tokens.loss_mask[start:end])
+        gaps = np.flatnonzero(np.diff(learned) > 1)
+        counts[len(learned) - (int(gaps[-1]) + 1 if len(gaps) else 0)] += 1
+    return {str(length): n for length, n in sorted(counts.items())}
 
 
 def _add_variants(

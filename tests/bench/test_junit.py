@@ -81,7 +81,10 @@ def test_markdown_is_one_table(verdict: Verdict) -> None:
     assert len(table) == 6
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
     assert lines[-1] == "- `kl_mean`: not measured"
-    assert to_markdown(judge({}, {}), file="m").startswith("### PASS: m: all 0 budgets met")
+    assert to_markdown(judge({}, {}), file="m").startswith("### PASS, but no accuracy budget: m: all 0 budgets met")
+    assert any(
+        line.startswith("| **FAIL** | `size_bytes` | 10 MB | `<= 8MB` | 8 MB | -2 MB (-25.0 %)") for line in table
+    )
 
 
 def test_annotations_escape_as_githubs_toolkit(verdict: Verdict) -> None:

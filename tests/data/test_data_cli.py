@@ -111,7 +111,7 @@ def test_the_prepared_set_can_be_audited(folder: Path, tmp_path: Path) -> None:
     import hashlib
 
     from edgeft.console import silent_log
-    from edgeft.errors import DataRejected
+    from edgeft.errors import DataError, DataRejected
     from edgeft.recipe_reader import read_recipe
     from edgeft.stages.data import run as run_stage
 
@@ -124,7 +124,27 @@ def test_the_prepared_set_can_be_audited(folder: Path, tmp_path: Path) -> None:
     ]
     assert [record["sha256"] for record in audit] == [hashlib.sha256(line).hexdigest() for line in lines]
     assert json.loads((tmp_path / "check.json").read_text())["errors"] == 0
-    leaking = read_recipe(folder / "recipe.yaml", ("data.test=train.jsonl", "data.fatal=[E5]"))
-    (tmp_path / "leaking").mkdir()
-    with pytest.raises(DataRejected, match=r"(?s)test\.jsonl:1: E503 .*fatal by data.fatal"):
-        run_stage(leaking, {}, tmp_path / "leaking", silent_log())
+    leak = ("data.test=train.jsonl",)
+    for more, error, message in (
+        ((), DataError, r"(?s)train\.jsonl:1: E503 the same example .*\(.*train\.jsonl:1\).* of \d+ test examples"),
+        (("data.fatal=[E5]", "data.allow=[E503]"), DataRejected, r"(?s)/train\.jsonl:1: E503 .*fatal by data.fatal"),
+    ):
+        out = tmp_path / str(error)
+        out.mkdir()
+        with pytest.raises(error, match=message):
+            run_stage(read_recipe(folder / "recipe.yaml", (*leak, *more)), {}, out, silent_log())
+    said: list[str] = []
+    log = silent_log()
+    log.say = said.append  # type: ignore[method-assign]
+    (tmp_path / "allowed").mkdir()
+    metrics = run_stage(
+        read_recipe(folder / "recipe.yaml", (*leak, "data.allow=[E503]")), {}, tmp_path / "allowed", log
+    )
+    assert metrics["test_leaked"] == metrics["test_examples"]
+    told = "\n".join(said)
+    assert "error E503" in told
+    assert "the same example in another split" in told
+    assert f"  {folder / 'train.jsonl'}:1 ({folder / 'train.jsonl'}:1)" in told
+    deduped = read_recipe(folder / "recipe.yaml", ("data.test=validation.jsonl", "data.dedupe=exact"))
+    (tmp_path / "deduped").mkdir()
+    assert "test_leaked" not in run_stage(deduped, {}, tmp_path / "deduped", silent_log())

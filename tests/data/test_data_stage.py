@@ -31,7 +31,13 @@ def _run(
     recipe = {
         "name": "t",
         "model": {"base": "base", **(model or {})},
-        "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl", "max_length": 64}
+        "data": {
+            "train": "train.jsonl",
+            "validation": "validation.jsonl",
+            "test": "test.jsonl",
+            "max_length": 64,
+            "allow": ["E503"],
+        }
         | data,
         "train": {},
         **({"distill": distill} if distill else {}),
@@ -191,7 +197,8 @@ def _run_text(folder: Path, name: str, content: str) -> list[list[int]]:
     recipe = {
         "name": "t",
         "model": {"base": "base"},
-        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")} | {"text": name},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+        | {"text": name, "allow": ["E503"]},
         "train": {"objective": "text"},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -242,6 +249,7 @@ def test_pairs_that_are_all_too_long(folder: Path) -> None:
         "name": "t",
         "model": {"base": "base"},
         "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+        | {"allow": ["E503"]}
         | {"preference": "pairs.jsonl", "preference_validation": 0.5},
         "train": {"objective": "dpo"},
     }
