@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import DataError, UsageError
-from edgeft.recipe import Recipe
+from edgeft.errors import DataError, EdgeftError, UsageError
+from edgeft.recipe import VARIABLE, Recipe
 from edgeft.store import HashCache
 
 
@@ -178,6 +178,7 @@ def plan(recipe: Recipe, hashes: HashCache, until: str | None = None) -> list[Pl
             known = ", ".join(step.stage for step in steps)
             raise UsageError(f"recipe {recipe.name} has no stage {until}; its stages: {known}")
         steps = _needed(steps, until)
+    _check_files(recipe, steps)
     values = _flat(recipe.model_dump(mode="json"))
     unsettled = [name for name, value in values.items() if name.endswith(".torch_dtype") and value == "auto"]
     if unsettled:
@@ -295,6 +296,35 @@ def _input_files(recipe: Recipe, group: str) -> dict[str, Path]:
     for index, path in enumerate(prepare.inputs):
         files[f"{group}.prepare.inputs.{index}"] = recipe.resolve(path)
     return files
+
+
+def _check_files(recipe: Recipe, steps: tuple[Step, ...]) -> None:
+    """Raise what is wrong with the inputs of all steps: DataError that lists every file that is missing, or the one
+    error of a base that is none."""
+    problems: list[str] = []
+    for group in dict.fromkeys(group for step in steps for group in step.files):
+        try:
+            files = _input_files(recipe, group)
+        except EdgeftError as error:
+            if len(steps) == 1:
+                raise
+            problems.append(str(error))
+            continue
+        for name, path in files.items():
+            if not path.exists():
+                problems.append(f"{recipe.where(name)}{name}: no such file: {path}{_variable(recipe, name)}")
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _variable(recipe: Recipe, key: str) -> str:
+    """The environment variable that says where the file is, if one does."""
+    value: Any = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        inside = value.get(part) if isinstance(value, dict) else None
+        value = value[int(part)] if isinstance(value, list) else inside
+    found = VARIABLE.search(value) if isinstance(value, str) else None
+    return f"; the environment variable {found[1]} says where it is: export {found[1]}=FOLDER" if found else ""
 
 
 def _hash_input(name: str, path: Path, hashes: HashCache) -> str:

@@ -6,18 +6,20 @@ relative to its file, and `${VAR}` or `${VAR:-default}` in them is expanded.
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from edgeft.bench.budgets import parse_budget
+from edgeft.bench.budgets import BENCH_METRICS, TASK_METRICS, parse_budget
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
 from edgeft.sections.distill import Distill
 from edgeft.sections.recover import Recover
 
 BASELINE = "baseline"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -74,6 +76,21 @@ def recovery_problems(recover: Recover, train: Train, export: Export) -> list[st
     return []
 
 
+def budget_problems(gate: dict[str, str], bench: Bench) -> list[str]:
+    """Budgets on scores that the recipe does not measure: they could only fail."""
+    problems = []
+    scores = (*TASK_METRICS, *BENCH_METRICS)
+    for metric in gate:
+        name = metric.rpartition("/")[2]
+        score = name.removesuffix("_drop")
+        if score in scores and score not in bench.metrics:
+            problems.append(
+                f"gate.{metric}: {score} is not measured, so the budget could only fail; add it to bench.metrics "
+                f"({', '.join(bench.metrics)})"
+            )
+    return problems
+
+
 def _absent() -> Any:
     """None under a type that is not optional: `Recipe._complete` lets only pre-training recipes keep it."""
     return None
@@ -111,6 +128,7 @@ class Recipe(Section):
     `baseline` names a JSON file of `edgeft bench --save-baseline`, for budgets like `">= 0.95x baseline"`."""
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _lines: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -144,6 +162,7 @@ class Recipe(Section):
             raise ValueError(problem)
         if self.train is not None:
             problems = training_problems(self.train, self.data)
+            problems += budget_problems(self.gate, self.bench)
             if self.recover is not None:
                 problems += recovery_problems(self.recover, self.train, self.export)
             if problems:
@@ -181,6 +200,12 @@ class Recipe(Section):
         """The folder of the recipe file; relative paths start here."""
         return self._folder
 
+    def where(self, key: str) -> str:
+        """`recipe.yaml:7: ` for a dotted key of the recipe's file, or the section it stands in; empty if unknown."""
+        parts = key.split(".")
+        places = (self._lines.get(".".join(parts[:n])) for n in range(len(parts), 0, -1))
+        return next((f"{place}: " for place in places if place), "")
+
     def resolve(self, path: str) -> Path:
         """`path` as the recipe means it: variables expanded, absolute. Raises RecipeError on an unset one."""
         return (self._folder / expand_variables(path)).absolute()
@@ -191,8 +216,19 @@ class Recipe(Section):
             return Path(__file__).parent / "assets" / "nano"
         folder = self.resolve(self.model.base)
         if not folder.is_dir():
-            raise ModelError(f"model.base: {folder} is not a folder; give {NANO} or a Hugging Face model folder")
+            raise ModelError(f"{self.where('model.base')}model.base: {folder} is not a folder; {self._base_advice()}")
         return folder
+
+    def _base_advice(self) -> str:
+        """What to do about a base that is no folder, by what it looks like."""
+        base = self.model.base
+        if variable := VARIABLE.search(base):
+            return f"it is named by the environment variable {variable[1]}: export {variable[1]}=FOLDER"
+        if base.endswith(".gguf"):
+            return f"a GGUF file is turned into one by: edgeft import {base} -o base; then model.base: base"
+        if HUB_ID.fullmatch(base) and not (self._folder / base).parent.is_dir():
+            return f"a model of the Hub is fetched by: hf download {base} --local-dir base; then model.base: base"
+        return f"give {NANO} or a Hugging Face model folder"
 
     @property
     def base_name(self) -> str:

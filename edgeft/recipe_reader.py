@@ -33,6 +33,22 @@ EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "too_short": "a list of at least {min_length}",
 }
+SHOWN_KEYS = 15  # a longer list is printed only where nothing better is known
+ALIASES = {
+    "lr": "train.learning_rate", "learning_rate_multiplier": "train.learning_rate", "epochs": "train.num_train_epochs",
+    "n_epochs": "train.num_train_epochs", "num_epochs": "train.num_train_epochs",
+    "batch_size": "train.batch_tokens (tokens, not examples)", "micro_batch_size": "train.micro_batch_tokens (tokens)",
+    "per_device_train_batch_size": "train.micro_batch_tokens (tokens)",
+    "gradient_accumulation_steps": "train.batch_tokens (all tokens of an optimizer step)",
+    "rank": "train.lora.r", "lora_r": "train.lora.r", "lora_rank": "train.lora.r", "alpha": "train.lora.lora_alpha",
+    "dropout": "train.lora.lora_dropout", "max_seq_length": "data.max_length", "max_seq_len": "data.max_length",
+    "sequence_len": "data.max_length", "cutoff_len": "data.max_length", "suffix": "name", "base_model": "model.base",
+    "model_name_or_path": "model.base", "training_file": "data.train", "validation_file": "data.validation",
+    "lr_scheduler": "train.lr_scheduler_type", "scheduler": "train.lr_scheduler_type", "dtype": "train.torch_dtype",
+    "optimizer": "train.optim", "warmup_ratio": "train.warmup_steps (below 1 it is a share)",
+    "load_in_4bit": "train.method: qlora", "val_set_size": "data.validation (a share, or a file)",
+}  # fmt: skip
+"""What other trainers (transformers, TRL, Unsloth, Axolotl, OpenAI) call a key, and our name for it."""
 # YAML reads a plain value that begins like this as the start of something else.
 NOT_PLAIN = (">", "|", "%", "@", "`")
 
@@ -64,11 +80,28 @@ def recipe_from_text(text: str, path: Path, overrides: tuple[str, ...] = ()) -> 
         document.problems += _unset_variables(document.data)
         try:
             if not document.problems:
-                return Recipe.build(document.data, path.parent)
+                recipe = Recipe.build(document.data, path.parent)
+                recipe._lines = _places(document, document.data, overridden, path)
+                return recipe
             Recipe.model_validate(document.data)
         except ValidationError as error:
             document.problems += _validation_problems(error, document.data)
     raise RecipeError("\n".join(_lines(document, overridden, path)))
+
+
+def _places(document: Document, data: Any, overridden: set[yaml12.Path], path: Path) -> dict[str, str]:
+    """`file:LINE` of every key, by its dotted path; `--set` of what was set."""
+    found: dict[str, str] = {}
+    below: list[yaml12.Path] = [()]
+    while below:
+        here = below.pop()
+        value = _value_at(data, here)
+        items = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        for key in items:
+            inner = (*here, key)
+            below.append(inner)
+            found[_dotted(inner)] = "--set" if inner in overridden else f"{path}:{document.line(inner)}"
+    return found
 
 
 def _lines(document: Document, overridden: set[yaml12.Path], path: Path) -> list[str]:
@@ -195,8 +228,12 @@ def _value_at(data: Any, path: yaml12.Path) -> Any:
 def _unknown_key(path: yaml12.Path) -> str:
     known = list(_section(path[:-1]).model_fields)
     name = str(path[-1])
+    if meant := ALIASES.get(name.lower()):
+        return f"unknown key; it is called {meant} here"
     elsewhere = sorted((place for place in key_paths() if place.split(".")[-1] == name), key=lambda p: p.count("."))
     hint = _did_you_mean(name, known) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
+    if hint and len(known) > SHOWN_KEYS:
+        return f"unknown key{hint}"
     return f"unknown key{hint}; known keys: {', '.join(known)}"
 
 

@@ -60,7 +60,7 @@ def parse(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        document.problems.append(Problem((), f"not valid YAML: {error.problem or error}", line))
+        document.problems.append(Problem((), f"not valid YAML: {error.problem or error}{_unquoted(text, line)}", line))
         return document
     except yaml.YAMLError as error:
         document.problems.append(Problem((), f"not valid YAML: {str(error).splitlines()[0]}", 1))
@@ -72,6 +72,14 @@ def parse(text: str) -> Document:
         document.lines[()] = node.start_mark.line + 1
         document.data = _Builder(document).build(node, (), ())
     return document
+
+
+def _unquoted(text: str, line: int) -> str:
+    """The likely cause, where a value begins with a sign that YAML takes for the start of a block of text."""
+    lines = text.splitlines()
+    near = " ".join(lines[max(0, line - 2) : line])
+    found = re.search(r"([\w./-]+):\s*([>|][^'\"},]*)", near)
+    return f'; quote a value that begins with > or |: {found[1]}: "{found[2].strip()}"' if found else ""
 
 
 class _CoreLoader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """The command line as tables of (arguments, exit code, what is said), and its errors."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgeft.cli import COMMANDS, main
 from edgeft.cli._output import size, table
 from edgeft.cli.init import NAMES
 from edgeft.errors import GateFailed, RecipeError
+from edgeft.interrupts import Interrupted
 from edgeft.recipe_reader import read_recipe
 
 
@@ -50,8 +52,16 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         (["bench", "file.gguf"], 2, "", "needs --data FILE"),
         (["bench", "r.yaml", "--limit", "3"], 2, "", "with a recipe, set these in its section `bench`"),
         (["gate", "runs/x"], 2, "", "nothing to judge by"),
-        (["gate", "runs/x", "--budget", "exact_match >= 0.9"], 1, "", "cannot be read"),
-        (["gate", "runs/x", "--budget", "exact_mach >= 0.9"], 1, "", "bench.json"),
+        (["gate", "runs/x", "--budget", "exact_mach >= 0.9"], 1, "", "edgeft bench"),
+        (
+            ["parity", "nowhere", "a.gguf", "b.gguf"],
+            1,
+            "",
+            "nowhere: no model folder (it has no config.json)\na.gguf: no",
+        ),
+        (["gate", "runs/x", "--budget", "exact_match => 0.9"], 2, "", "write '>= 0.9'"),
+        (["gate", "runs/x", "--budget", "exact_match >= 90"], 2, "", "a share from 0 to 1, never 90"),
+        (["gate", "runs/x", "--budget", "exact_match >= 0.9"], 1, "", "runs/x: no such file or folder; give"),
         (["gate", "r.yaml", "--budget", "exact_match >= 0.9"], 2, "", "budgets stand in its section `gate`"),
         (["report", "runs/x"], 2, "", "not the folder of a run"),
     ],
@@ -173,7 +183,12 @@ def raising(error: BaseException) -> Any:
     [
         (GateFailed("exact_match is 0.4"), 3, "error: exact_match is 0.4\n"),
         (RecipeError("r.yaml:3: a: wrong"), 2, "error: r.yaml:3: a: wrong\n"),
-        (KeyboardInterrupt(), 130, "interrupted; to go on: edgeft run\n"),
+        (KeyboardInterrupt(), 130, "interrupted; to begin again: edgeft run\n"),
+        (
+            Interrupted(15, ("stage data", "sft: 7 of 9 steps")),
+            143,
+            "interrupted; kept: stage data; sft: 7 of 9 steps\nto go on: edgeft run\n",
+        ),
     ],
 )
 def test_errors_become_one_message_and_a_code(
@@ -227,6 +242,9 @@ def test_every_recipe_here_reads(repo_root: Path, monkeypatch: pytest.MonkeyPatc
         ("exact_match: >= 0.9", ("exact_match", ">= 0.9")),
         ("exact_match=>= 0.9", ("exact_match", ">= 0.9")),
         ("exact_match == 1", ("exact_match", "== 1")),
+        ("exact_match => 0.9", ("exact_match", "=> 0.9")),
+        ("exact_match =< 0.9", ("exact_match", "=< 0.9")),
+        ("exact_match=<= 0.9", ("exact_match", "<= 0.9")),
         ("exact_match", ("exact_match", "")),
     ],
 )
@@ -237,3 +255,59 @@ def test_budgets_on_the_command_line(text: str, expected: tuple[str, str]) -> No
 def test_tables_and_sizes() -> None:
     assert table(("name", "n"), [("a", "1"), ("long", "23")]) == "name   n\na      1\nlong  23"
     assert [size(n) for n in (0, 950, 7_340_000, 1.2e9)] == ["0 B", "950 B", "7.34 MB", "1.2 GB"]
+
+
+STAGE_FILES = {
+    "bench": {"bench.json": "{}"},
+    "report": {"report.txt": "report"},
+    "gate": {"verdict.json": '{"passed": true, "rows": []}'},
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (
+            "run here/recipe.yaml",
+            "stages data, train, merge, export, parity, baseline, bench, gate; report: begins again",
+        ),
+        ("run here/recipe.yaml --until train --set 'data.allow=[E503]'", "stage data; sft: 7 of 9 steps"),
+        ("data prepare here/recipe.yaml", "no stage was done yet; data: begins again"),
+        ("data here/recipe.yaml", "no stage was done yet; data: begins again"),
+        ("train here/recipe.yaml --workdir 'two words'", "stage data; sft: 7 of 9 steps"),
+        ("merge here/recipe.yaml", "stages data, train; merge: begins again"),
+        ("export here/recipe.yaml", "stages data, train, merge; export: begins again"),
+        ("parity here/recipe.yaml --json", "stages data, train, merge, export; parity: begins again"),
+        ("bench here/recipe.yaml --json", "stages data, train, merge, export; bench: begins again"),
+        ("gate here/recipe.yaml", "stages data, train, merge, export, parity, baseline, bench; gate: begins again"),
+        ("report here/recipe.yaml", "stages data, train, merge, export, parity, baseline, bench, gate; report: begins"),
+    ],
+)
+def test_what_is_said_to_go_on_goes_on(cli: Any, monkeypatch: pytest.MonkeyPatch, line: str, kept: str) -> None:
+    """Every command that runs a recipe, cut short at its last stage; then the line it prints, word for word."""
+    made: list[str] = []
+    stopped = {"at": kept.split("; ")[-1].split(":")[0].replace("sft", "train")}
+
+    def stage(planned: Any) -> Any:
+        def function(recipe: Any, inputs: Any, out: Path, log: Any) -> dict[str, float]:
+            if planned.stage == stopped.get("at"):
+                del stopped["at"]
+                raise Interrupted(15, ("sft: 7 of 9 steps",)) if planned.stage == "train" else KeyboardInterrupt
+            for name, text in STAGE_FILES.get(planned.stage, {"file": ""}).items():
+                (out / name).write_text(text)
+            made.append(planned.stage)
+            return {}
+
+        return function
+
+    monkeypatch.setattr("edgeft.pipeline._import_stage", stage)
+    cli("init", "here")
+    code, out, err = cli(*shlex.split(line))
+    assert code == (143 if "sft" in kept else 130)
+    assert ('"kind": "Interrupted"' in out) is ("--json" in line)
+    said = err.splitlines()
+    assert said[-2].startswith(f"interrupted; kept: {kept}")
+    assert said[-1] == f"to go on: edgeft {line}"
+    before = list(made)
+    assert cli(*shlex.split(said[-1].removeprefix("to go on: edgeft ")))[0] == 0
+    assert len(made) == len(before) + 1  # nothing was made twice

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft.artifact import Artifact, read_artifact, sha256_file
+from edgeft.artifact import Artifact, read_artifact, runs_there_are, sha256_file
 from edgeft.errors import ArtifactError, GateFailed, UsageError
 
 MODEL_STAGES = ("distill", "merge")
@@ -108,7 +108,7 @@ def read_run(folder: Path) -> Run:
             artifact = read_artifact(path)
             stages[artifact.stage] = artifact
     if not any(stage in stages for stage in MODEL_STAGES) or "export" not in stages:
-        raise UsageError(f"{folder}: not the folder of a run with exported files (such as runs/home-assistant)")
+        raise UsageError(f"{folder}: not the folder of a run with exported files{runs_there_are(folder)}")
     for artifact in stages.values():
         _check_fits(artifact, stages)
         _check_files(artifact)

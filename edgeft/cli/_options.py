@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, e.g. train.seed=1."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, e.g. seed=1 or train.learning_rate=1e-3.",
 )
 workdir_option = click.option(
     "--workdir",

@@ -1,15 +1,31 @@
 """Plain tables for people and JSON for machines, on stdout."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON document on stdout. A number that is none (NaN, infinite) is null: JSON has no word for it."""
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def refuse_to_overwrite(path: Path, force: bool) -> None:
+    """Raise UsageError when there is something at `path` and nobody said --force. `-` is stdout."""
+    if path != Path("-") and path.exists() and not force:
+        raise click.UsageError(f"{path}: is already there, not overwritten; choose another name, or add --force")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -63,11 +63,13 @@ def _judge(
 
     with extra_needed("gguf"):
         from edgeft.bench import baseline as stored
-        from edgeft.bench.budgets import split_budget
+        from edgeft.bench.budgets import parse_budget, split_budget
         from edgeft.bench.gate import judge_results, read_results
     budgets = (_read_budgets(budgets_file) if budgets_file else {}) | dict(split_budget(text) for text in texts)
     if not budgets and not save_baseline:
         raise click.UsageError('nothing to judge by; give --budget, e.g. --budget "exact_match >= 0.90"')
+    for metric, text in budgets.items():  # before any file is opened; a metric may be of this run's own
+        parse_budget(metric, text, measured=budgets)
     results = read_results(target)
     against = stored.Baseline.read(stored.baseline_path(baseline), results.host) if baseline else None
     verdict = judge_results(results, budgets, against)

@@ -1,5 +1,6 @@
 """`edgeft init DIR --template NAME`."""
 
+import re
 from pathlib import Path
 
 import click
@@ -35,5 +36,14 @@ def write_template(template: str, folder: Path) -> list[Path]:
     if there := [str(target) for target in targets if target.exists()]:
         raise UsageError(f"already there, not overwritten: {', '.join(there)}; choose another folder")
     for source, target in zip(sources, targets, strict=True):
-        write_atomic(target, source.read_bytes())
+        text = source.read_text(encoding="utf-8")
+        if source.name == "recipe.yaml":
+            text = re.sub(r"(?m)^name: .*$", f"name: {run_name(folder, template)}", text, count=1)
+        write_atomic(target, text)
     return targets
+
+
+def run_name(folder: Path, otherwise: str) -> str:
+    """The folder's name as that of a run: lower case, what a name may not hold as `-`; `otherwise` if none is left."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", folder.absolute().name.lower()).strip("._-")
+    return plain if plain and plain != "store" else otherwise

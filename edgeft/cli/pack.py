@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from edgeft.cli._options import json_option
-from edgeft.cli._output import print_json, size
+from edgeft.cli._output import print_json, refuse_to_overwrite, size
 
 LAYOUTS = ("ollama", "huggingface", "peft", "genai", "transformers.js")
 ROLES = ("generation", "schema", "grammar", "labels", "calibration")
@@ -32,6 +32,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option(
         "--base", type=click.Path(path_type=Path), help="The base's folder: --layout peft writes a GGUF LoRA too."
     )
+    @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
     @click.option("--failed", is_flag=True, help="Pack even a run that missed its budgets.")
     @json_option
     def pack_command(
@@ -45,6 +46,7 @@ def command(name: str, text: str) -> click.Command:
         given: tuple[tuple[str, Path], ...],
         layout: str | None,
         base: Path | None,
+        force: bool,
         failed: bool,
         as_json: bool,
     ) -> None:
@@ -52,6 +54,7 @@ def command(name: str, text: str) -> click.Command:
         from edgeft.bundle.pack import pack
         from edgeft.bundle.run import read_run
 
+        refuse_to_overwrite(out, force and not out.is_dir())
         extras = Extras(chosen, licence, texts, dict(given), base)
         if layout is not None:
             from edgeft.bundle.layouts import write_layout

@@ -62,9 +62,11 @@ def _compare(
     from edgeft.console import terminal_log
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
+    from edgeft.parity.arguments import check_inputs
     from edgeft.quiet import quiet_libraries
     from edgeft.sections import Tolerance
 
+    check_inputs(model, files)
     quiet_libraries()
     with extra_needed("gguf,train"):
         from edgeft.parity.files import compare_files
@@ -86,8 +88,10 @@ def _bisect(model: Path, files: tuple[Path, ...], prompts: Path | None, as_json:
     from edgeft.console import terminal_log
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
+    from edgeft.parity.arguments import check_inputs
     from edgeft.quiet import quiet_libraries
 
+    check_inputs(model, files)
     quiet_libraries()
     with extra_needed("gguf,train"):
         from edgeft.parity.files import bisect_files

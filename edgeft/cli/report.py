@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from edgeft.artifact import runs_there_are
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
 from edgeft.cli._output import print_json
 from edgeft.errors import UsageError
@@ -45,7 +46,7 @@ def _show(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
 
     folders = {path.name: path for path in sorted(run.iterdir()) if path.is_dir()} if run.is_dir() else {}
     if not any((folder / "manifest.json").is_file() for folder in folders.values()):
-        raise UsageError(f"{run}: not the folder of a run (such as runs/home-assistant)")
+        raise UsageError(f"{run}: not the folder of a run{runs_there_are(run)}")
     known = {"name": run.absolute().name}
     earlier = folders.get("report", run) / "report.json"
     if earlier.is_file():

@@ -50,6 +50,8 @@ def run_recipe(
     """Run the recipe at `path` and print what came out. Raises GateFailed after printing."""
     from edgeft.console import terminal_log
     from edgeft.pipeline import assist, inspect, run
+    from edgeft.preflight.answers import foresee_cut_answers
+    from edgeft.preflight.ready import check_ready
     from edgeft.preflight.slow_type import warn_of_slow_type
     from edgeft.quiet import quiet_libraries
     from edgeft.store import Store
@@ -61,8 +63,14 @@ def run_recipe(
         assist(recipe, Store(workdir), until=until, force=force)
         return
     store = Store(workdir)
+    check_ready(recipe, inspect(recipe, store, until, force), workdir)
     warn_of_slow_type(recipe, lambda: inspect(recipe, store, until, force), log)
-    result = run(recipe, store, log, until=until, force=force)
+
+    def look_ahead(artifact: "Artifact") -> None:
+        if artifact.stage == "data":
+            foresee_cut_answers(recipe, artifact, log.say)
+
+    result = run(recipe, store, log, until=until, force=force, after=look_ahead)
     if not result.made:
         log.say("up to date")
     if as_json:
@@ -86,6 +94,7 @@ def show_dry_run(
     from edgeft.console import terminal_log
     from edgeft.pipeline import inspect
     from edgeft.preflight import estimate, speed_of_this_machine
+    from edgeft.preflight.answers import foresee_cut_answers
     from edgeft.preflight.slow_type import warn_of_slow_type
     from edgeft.store import Store
     from edgeft.torch_dtype import settled
@@ -93,6 +102,9 @@ def show_dry_run(
     given, log = load_recipe(path, overrides), terminal_log()
     recipe, compute_type = settled(given, log)
     states = inspect(recipe, Store(workdir), until, force)
+    for state in states:
+        if state.planned.stage == "data" and state.artifact is not None:
+            foresee_cut_answers(recipe, state.artifact, log.say)
     estimates = estimate(recipe, states, speed_of_this_machine(log))
     warn_of_slow_type(given, lambda: states, log)
     if as_json:
@@ -179,7 +191,11 @@ def _summary(stage: str, artifact: "Artifact") -> str:
         from edgeft.parity.table import render_table
 
         return render_table(json.loads(artifact.file("parity.json").read_bytes()))
-    return table((stage, "value"), [(name, f"{value:.6g}") for name, value in artifact.metrics.items()])
+    return table((stage, "value"), [(name, _number(value)) for name, value in artifact.metrics.items()])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
 def _shipped(recipe: "Recipe", export: "Artifact | None") -> str | None:

@@ -122,7 +122,7 @@ def parse_question(text: str, path: Path, number: int) -> Example:
 def _parse_messages(text: str, path: Path, number: int) -> Example:
     where = f"{path}:{number}"
     try:
-        row = json.loads(text)
+        row = json.loads(text.rstrip("\r\n"))  # a column is that of the line
     except json.JSONDecodeError as error:
         array = f": a file of one JSON array? {IMPORT.format(path=path)}" if text.strip() in ("[", "[{") else ""
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}{array}") from error
@@ -166,4 +166,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 yield number, line
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 after line {number}: {error.reason}; save it as UTF-8") from error
+        raise DataError(
+            f"{path}:{number + 1}: not UTF-8 ({error.reason}); save it as UTF-8, or convert it: edgeft data import "
+            f"{path} --encoding NAME -o NEW.jsonl"
+        ) from error

@@ -35,11 +35,15 @@ def import_examples(reading: Reading, out: Path, to: str = "chat") -> Imported:
     with _output(out) as file:
         for line, example in reading.examples:
             try:
-                row = shape.write(example, reading.losses)
+                text = encode(shape.write(example, reading.losses))
             except formats.Unreadable as error:
                 reading.problems.append(Problem(reading.path, line, f"not written as {to}: {error}"))
                 continue
-            file.write(encode(row) + "\n")
+            except ValueError:
+                what = "it holds NaN or Infinity, which JSON has not; write null or a number"
+                reading.problems.append(Problem(reading.path, line, what))
+                continue
+            file.write(text + "\n")
             written += 1
         if not written:
             shown = "\n".join(str(problem) for problem in reading.problems[:20])
@@ -48,8 +52,9 @@ def import_examples(reading: Reading, out: Path, to: str = "chat") -> Imported:
 
 
 def encode(row: formats.Row) -> str:
-    """One line of JSON Lines; text as it is, but lone surrogates escaped, which no UTF-8 file can hold."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
+    """One line of JSON Lines; text as it is, but lone surrogates escaped, which no UTF-8 file can hold. Raises
+    ValueError for NaN and Infinity, which JSON has not."""
+    text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:

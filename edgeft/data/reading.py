@@ -11,8 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from edgeft.data import formats, sources
-from edgeft.data.encodings import UTF8, encoding_of
+from edgeft.data import formats, sources, tables
+from edgeft.data.encodings import MIXED, UTF8, encoding_of
 from edgeft.data.formats import Example, Format, Losses, Row, Unreadable
 from edgeft.errors import DataError, UsageError
 
@@ -35,13 +35,14 @@ class Problem:
 
 @dataclass
 class Reading:
-    """A file being read. `losses` and `problems` fill up while `examples` is consumed."""
+    """A file being read. `losses` and `problems` fill up while `examples` is consumed; `notes` say how it was read."""
 
     path: Path
     format: str
     examples: Iterator[tuple[int, Example]]
     losses: Losses = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_examples(
@@ -49,15 +50,17 @@ def read_examples(
     format_name: str | None = None,
     columns: dict[str, str] | None = None,
     encoding: str = "utf-8-sig",
+    delimiter: str | None = None,
 ) -> Reading:
     """Open `path` and say what it is; (line, example) then stream from `.examples`.
 
     `columns` maps prompt, completion, system or label to a column, a dotted path or `a+b` (an object of several).
-    `encoding` "auto" is the one the file seems to be in, told in `.losses` where it is not UTF-8.
+    `encoding` "auto" is the one the file seems to be in, told in `.notes` where it is not UTF-8; `delimiter` is of
+    a CSV file (None: as seen from its rows).
     Raises DataError when the file cannot be read or its shape is not recognised, UsageError for a bad format.
     """
     found = encoding_of(path, encoding)
-    records = rows(path, found.name)
+    records = rows(path, found.name, delimiter)
     mapper = column_mapper(columns) if columns else None
     first = list(islice(records, DETECTION_ROWS))
     shape = formats.by_name(format_name) if format_name else None
@@ -71,7 +74,7 @@ def read_examples(
     if found.lines:
         reading.losses["lines with bytes that are not UTF-8: read as Windows-1252"] += len(found.lines)
     elif found.name not in (UTF8, encoding):
-        reading.losses[f"encoding {found.name}: guessed from the letters"] += 1
+        reading.notes.append(f"read as {found.name}, as its letters or its first bytes tell")
     reading.examples = _examples(chain(first, records), shape, mapper, reading)
     return reading
 
@@ -120,15 +123,30 @@ def parse_json(raw: bytes, encoding: str = "utf-8-sig") -> Any:
         raise Unreadable(f"not JSON that can be read: {error}") from None
 
 
-def rows(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, Row | Unreadable]]:
-    """(line, row), with an Unreadable in the place of a row that is none."""
+def rows(
+    path: Path, encoding: str = "utf-8-sig", delimiter: str | None = None
+) -> Iterator[tuple[int, Row | Unreadable]]:
+    """(line, row), with an Unreadable in the place of a row that is none. `delimiter` of a CSV file; None: as seen.
+
+    Raises DataError when the file cannot be read, or is of another kind than its name says.
+    """
     kind = sources.container(path)
     if kind == "parquet":
         yield from sources.parquet_rows(path)
         return
+    if kind == "xlsx":
+        yield from tables.workbook_rows(path)
+        return
     with sources.open_bytes(path) as file:
+        if path != sources.STDIN and path.suffix != ".zst" and encoding in (UTF8, "utf-8"):
+            head = file.read(16)
+            file.seek(0)
+            if seen := tables.kind_seen(head):
+                raise DataError(f"{path}: this is {seen}, not {kind.upper()} text in UTF-8")
+        if kind not in ("csv", "tsv", "txt") and encoding not in (UTF8, "utf-8", MIXED):
+            file, encoding = sources.as_utf8(file, path, encoding), UTF8
         if kind in ("csv", "tsv"):
-            yield from sources.csv_rows(file, path, "\t" if kind == "tsv" else ",", encoding)
+            yield from tables.csv_rows(file, path, delimiter or ("\t" if kind == "tsv" else None), encoding)
         elif kind == "txt":
             yield from sources.text_rows(file, path, encoding)
         else:
@@ -189,8 +207,11 @@ def _examples(
     reading: Reading,
 ) -> Iterator[tuple[int, Example]]:
     total = 0
+    columns: list[str] = []
     for line, row in rows:
         total += 1
+        if isinstance(row, dict) and not columns:
+            columns = list(row)
         try:
             if isinstance(row, Unreadable):
                 raise row
@@ -200,7 +221,10 @@ def _examples(
             reading.problems.append(Problem(reading.path, line, str(error)))
     for what, n in reading.losses.items():
         if n == total and what.startswith("column ") and what.endswith(MISSING):
-            raise DataError(f"{reading.path}: no row has the {what.removesuffix(MISSING)}")
+            raise DataError(
+                f"{reading.path}: no row has the {what.removesuffix(MISSING)}; the columns of this "
+                f"{sources.container(reading.path).upper()} file are: {', '.join(columns)}"
+            )
 
 
 def _pick(row: Row, column: str, losses: Losses) -> Any:

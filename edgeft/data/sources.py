@@ -4,7 +4,7 @@ Everything streams: a JSON array is cut into its elements without being held who
 (line, bytes or row); the line is where it starts in the file, counted from 1.
 """
 
-import csv
+import codecs
 import gzip
 import io
 import re
@@ -28,11 +28,11 @@ Record = tuple[int, bytes]
 
 
 def container(path: Path) -> str:
-    """How the file's records are held, by its name: jsonl, json, csv, tsv, parquet or txt ("jsonl" for stdin)."""
+    """How the file's records are held, by its name: jsonl, json, csv, tsv, xlsx, parquet or txt ("jsonl" for stdin)."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in (".gz", ".zst"):
         suffixes.pop()
-    kinds = {".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt"}
+    kinds = {".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt", ".xlsx": "xlsx"}
     return kinds.get(suffixes[-1], "jsonl") if suffixes else "jsonl"
 
 
@@ -73,31 +73,41 @@ def json_records(file: BinaryIO, path: Path) -> Iterator[Record]:
             yield number, line
 
 
-def csv_rows(file: BinaryIO, path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a CSV file with a header. Raises DataError on a ragged row or text that is not UTF-8."""
-    csv.field_size_limit(LONGEST_RECORD_BYTES)
-    text = io.TextIOWrapper(file, encoding=encoding, newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        header = next(reader, None)
-        if not header or len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a CSV file starts with a header of different column names")
-        line = reader.line_num + 1
-        for row in reader:
-            if row:
-                if len(row) != len(header):
-                    raise DataError(f"{path}:{line}: {len(row)} fields where the header has {len(header)}")
-                yield line, dict(zip(header, row, strict=True))
-            line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not {encoding} after line {line}: {error.reason}; save it as UTF-8 or name its --encoding"
-        ) from error
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: not CSV: {error}") from error
-    finally:
-        text.detach()
+def as_utf8(file: BinaryIO, path: Path, encoding: str) -> BinaryIO:
+    """`file` in UTF-8, whatever it is in: records are cut at bytes that other encodings have inside a character.
+
+    Raises DataError, when read, on bytes that are none of the encoding.
+    """
+    return io.BufferedReader(_Recoded(file, path, encoding), BLOCK_BYTES)
+
+
+class _Recoded(io.RawIOBase):
+    """A stream of text in one encoding, read as UTF-8."""
+
+    def __init__(self, file: BinaryIO, path: Path, encoding: str) -> None:
+        self.file, self.path, self.encoding = file, path, encoding
+        self.decoder = codecs.getincrementaldecoder(encoding)()
+        self.ready, self.n_read, self.ended = b"", 0, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready and not self.ended:
+            block = self.file.read(BLOCK_BYTES // 4)
+            self.ended = not block
+            try:
+                self.ready = self.decoder.decode(block, final=self.ended).encode()
+            except UnicodeError as error:
+                raise DataError(
+                    f"{self.path}: not {self.encoding} near byte {self.n_read}: {getattr(error, 'reason', error)}; "
+                    "name another --encoding, or save it as UTF-8"
+                ) from error
+            self.n_read += len(block)
+        n = min(len(buffer), len(self.ready))
+        buffer[:n] = self.ready[:n]
+        self.ready = self.ready[n:]
+        return n
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeft.console import Log
 from edgeft.errors import DataError, UsageError
+from edgeft.parity.arguments import check_inputs
 from edgeft.parity.bisect import bisect
 from edgeft.parity.compare import compare_forms
 from edgeft.parity.finding import Finding
@@ -57,6 +58,7 @@ def compare_files(
     """
     if not files:
         raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
+    check_inputs(model_dir, files)
     asked = _asked(prompts)
     if all(is_encoder(path) for path in files):
         if adapter is not None:
@@ -81,6 +83,7 @@ def bisect_files(
     """
     if not files:
         raise UsageError("no file to compare; name at least one GGUF file or ONNX folder")
+    check_inputs(model_dir, files)
     asked = _asked(prompts)
     return {path.name: bisect_file(model_dir, path, asked, log, n_threads=n_threads) for path in files}
 

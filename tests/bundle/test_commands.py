@@ -141,6 +141,7 @@ def test_packing_again_replaces_the_file(cli: Any, tmp_path: Path) -> None:
     cli("pack runs/home -o home.edgeft")
     before = (tmp_path / "home.edgeft").read_bytes()
     shutil.copy(tmp_path / "home.edgeft", tmp_path / "old.edgeft")
-    cli("pack runs/home -o home.edgeft --license MIT")
+    assert cli("pack runs/home -o home.edgeft --license MIT")[0] == 2  # not without being asked to
+    cli("pack runs/home -o home.edgeft --license MIT --force")
     assert (tmp_path / "home.edgeft").read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home.edgeft", "old.edgeft", "runs"]

@@ -119,7 +119,9 @@ FILE_CASES: dict[str, Callable[[int], tuple[dict[str, list[bytes]], tuple[str, i
     "W704": lambda i: ({"a": jsons(40 + i, pair(i, "W704"))}, ("a", 41 + i)),
     "W709": lambda i: ({"a": labels(("card lost", 20), ("top up", 20), (["Card lost", "card_lost", "CARD LOST", "card-lost", "card lost."][i], 3))}, ("a", 41)),
     "W711": lambda i: ({"a": [*labels(*((f"answer {n}", 1) for n in range(120))), pair(i, "W711", answer=sentence(i, 5000))]}, ("a", 0)),
-    "I712": lambda i: ({"a": talk(i, "few")}, ("a", 0)),
+    "I712": lambda i: ({"a": talk(i + 1, "few")}, ("a", 0)),
+    "E113": lambda i: ({"a": [b""] * i}, ("a", 0)),
+    "W713": lambda i: ({"a": labels(("yes", 20 + i))}, ("a", 0)),
 }  # fmt: skip
 
 

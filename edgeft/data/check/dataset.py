@@ -38,6 +38,9 @@ def _labels(summary: "FileSummary") -> Iterator[Problem]:
         return
     if len(labels) > total / 3 or summary.n_json > total / 2:
         return
+    if len(labels) == 1:
+        yield "W713", 0, f"{next(iter(labels))!r}, {total} times"
+        return
     common, rare = labels.most_common(1)[0], labels.most_common()[-1]
     if len(labels) > 1 and common[1] / rare[1] >= IMBALANCE:
         yield "W701", 0, f"{common[0]!r} {common[1]} times, {rare[0]!r} {rare[1]} times"

@@ -303,7 +303,9 @@ def _file_findings(path: Path, ranged: bool, summary: FileSummary, checked: Chec
             checked.counts[broken.code] -= 1
             checked.counts += Counter()
             checked.add("E109", path, summary.n_lines)
-    if summary.n_examples < 10:
+    if not summary.n_examples and not any(f.path == str(path) and f.code[0] == "E" for f in checked.findings):
+        checked.add("E113", path, 0)
+    elif summary.n_examples < 10:
         checked.add("I712", path, 0, f"{summary.n_examples}")
 
 

@@ -111,6 +111,8 @@ def _parse_slowly(raw: bytes, error: orjson.JSONDecodeError) -> tuple[Any, list[
         value = json.loads(text, parse_constant=lambda name: odd.append(name))
     except RecursionError:
         return None, [("E101", "nested too deeply")]
+    except json.JSONDecodeError as wrong:  # in the words of every other reader
+        return None, [("E101", f"{wrong.msg} at column {wrong.colno}"[:120])]
     except ValueError:
         return None, [("E101", f"{error.msg} at column {error.colno}"[:120])]
     if odd:
