@@ -64,8 +64,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "conversation": (set(), set()),
     "data": ({"artifact", "children", "console", "conversation", "errors", "extras", "recipe", "sections"}, DATA),
     "training": (
-        {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "interrupts", "recipe", "sections",
-         "training_memory"},
+        {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "interrupts", "recipe",
+         "sections", "training_memory"},
         TORCH,
     ),
     "quant": (
