@@ -67,5 +67,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("slow") is None and is_light(item.path):
+        if item.get_closest_marker("slow") is None and all(map(is_light, _files(item))):
             item.add_marker("quick")
+
+
+def _files(item: pytest.Item) -> set[Path]:
+    """The test's own file and those its fixtures stand in."""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  pytest has no public word for it
+    files = {
+        Path(each.func.__code__.co_filename)
+        for found in definitions
+        for each in found
+        if hasattr(each.func, "__code__")
+    }
+    return {item.path} | {path for path in files if path.is_relative_to(REPO_ROOT / "tests")}

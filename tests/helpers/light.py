@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = frozenset({
-    "accelerate", "bitsandbytes", "datasets", "lm_eval", "optimum", "peft", "presidio_analyzer", "sklearn", "spacy",
-    "torch", "transformers", "trl",
+    "accelerate", "bitsandbytes", "datasets", "lm_eval", "optimum", "peft", "sklearn", "torch", "transformers",
+    "trl",
 })  # fmt: skip
 OURS = ("edgeft", "tests")
 
