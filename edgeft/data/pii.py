@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeft.errors import MissingExtra
 from edgeft.extras import extra_needed
+from edgeft.machine.silence import no_ipv6_probe
 
 # In the order in which overlapping finds win: the first kinds prove themselves by a checksum or a fixed form.
 KINDS = (
@@ -90,10 +91,10 @@ def _resolved(found: list[Found]) -> list[Found]:
 
 @lru_cache(maxsize=1)
 def _recognizers() -> tuple[tuple[str, Any], ...]:
-    with _without("torch", "transformers"), extra_needed("data"):
+    with _without("torch", "transformers"), no_ipv6_probe(), extra_needed("data"):
+        import tldextract
         from presidio_analyzer import Pattern
         from presidio_analyzer import predefined_recognizers as ready
-    import tldextract
 
     offline = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 

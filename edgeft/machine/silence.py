@@ -9,6 +9,9 @@
 """
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OF_ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 TELEMETRY_OFF = {
@@ -27,3 +30,17 @@ def no_telemetry(*names: str) -> None:
     """
     for name in names or TELEMETRY_OFF:
         os.environ.setdefault(name, TELEMETRY_OFF[name])
+
+
+@contextmanager
+def no_ipv6_probe() -> Iterator[None]:
+    """Import inside what imports urllib3, which else opens an internet socket to see whether the machine has IPv6.
+
+    Nothing would be sent; but who watches a process that is to be offline sees a socket and has to ask.
+    """
+    there = socket.has_ipv6
+    socket.has_ipv6 = False
+    try:
+        yield
+    finally:
+        socket.has_ipv6 = there
