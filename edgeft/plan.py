@@ -302,17 +302,19 @@ def _check_files(recipe: Recipe, steps: tuple[Step, ...]) -> None:
     """Raise what is wrong with the inputs of all steps: DataError that lists every file that is missing, or the one
     error of a base that is none."""
     problems: list[str] = []
+    errors: list[EdgeftError] = []
     for group in dict.fromkeys(group for step in steps for group in step.files):
         try:
             files = _input_files(recipe, group)
         except EdgeftError as error:
-            if len(steps) == 1:
-                raise
+            errors.append(error)
             problems.append(str(error))
             continue
         for name, path in files.items():
             if not path.exists():
                 problems.append(f"{recipe.where(name)}{name}: no such file: {path}{_variable(recipe, name)}")
+    if errors and len(problems) == 1:
+        raise errors[0]
     if problems:
         raise DataError("\n".join(problems))
 

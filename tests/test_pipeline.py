@@ -214,7 +214,7 @@ def test_a_small_disk_that_grows(here: Path) -> None:
 
 def test_a_work_folder_that_is_a_file(here: Path) -> None:
     (here.parent / "runs").write_text("")
-    with pytest.raises(ArtifactError, match="--workdir"):
+    with pytest.raises(ArtifactError, match="a part of the path is a file, not a folder; write to another place"):
         go(here, Script())
 
 

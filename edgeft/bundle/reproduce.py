@@ -28,6 +28,10 @@ from edgeft.torch_dtype import settled
 OUTSIDE = ("base_url", "api_key_env")
 """Keys, by their last part, that make a run send something to another machine."""
 BEGUN = "reproduction.json"
+NOT_OURS = (
+    "is not empty, and what is there is not this reproduction cut short; it could be taken for a new run. Choose a new "
+    "folder with --workdir"
+)
 LAST_STAGES = ("export", "recover", "distill", "merge")
 """What makes the files that ship, the latest of a run first; what comes behind only measures them."""
 
@@ -83,6 +87,12 @@ def reproduce(bundle: Bundle, recipe: Recipe, workdir: Path, log: Log) -> Reprod
     return Reproduction(files, shipped, changes)
 
 
+def refuse_foreign(workdir: Path) -> None:
+    """Raise UsageError when there is something in `workdir`, and no reproduction was begun there."""
+    if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / BEGUN).is_file():
+        raise UsageError(f"{workdir}: {NOT_OURS}")
+
+
 def _claim(workdir: Path, bundle: Bundle, recipe: Recipe, log: Log) -> None:
     """Make `workdir` the folder of this reproduction, which BEGUN names until it has ended."""
     told = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
@@ -90,10 +100,7 @@ def _claim(workdir: Path, bundle: Bundle, recipe: Recipe, log: Log) -> None:
     begun = workdir / BEGUN
     if workdir.is_dir() and any(workdir.iterdir()):
         if not begun.is_file() or begun.read_bytes() != json.dumps(ours).encode():
-            raise UsageError(
-                f"{workdir}: is not empty, and what is there is not this reproduction cut short; it could be taken for "
-                "a new run. Choose a new folder with --workdir"
-            )
+            raise UsageError(f"{workdir}: {NOT_OURS}")
         log.say(f"going on with the reproduction begun in {workdir}")
     write_atomic(begun, json.dumps(ours))
 

@@ -29,11 +29,12 @@ def command(name: str, text: str) -> click.Command:
     ) -> None:
         import tempfile
 
-        from edgeft.bundle.reproduce import packed_recipe, reproduce
+        from edgeft.bundle.reproduce import packed_recipe, refuse_foreign, reproduce
         from edgeft.console import terminal_log
         from edgeft.quiet import quiet_libraries
         from edgeft.runtime.bundle import open_bundle
 
+        refuse_foreign(workdir)
         quiet_libraries()
         with tempfile.TemporaryDirectory(prefix="edgeft-") as cache:
             opened = open_bundle(bundle, Path(cache), signature_check(key))

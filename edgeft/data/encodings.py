@@ -45,9 +45,8 @@ def encoding_of(path: Path, wanted: str = AUTO) -> Encoding:
     is_lines = sources.container(path) == "jsonl"
     with sources.open_bytes(path) as file:
         head = file.read(LOOK_LINES_BYTES if is_lines else LOOK_BYTES)
-    for mark, name in MARKS:
-        if head.startswith(mark):
-            return Encoding(name)
+    if marked := _by_mark(head):
+        return Encoding(marked)
     runs = BEYOND_ASCII.finditer(head)
     bad = [run.start() for run in runs if run.end() < len(head) and not _is_utf8(run.group())]
     if not bad:
@@ -57,6 +56,16 @@ def encoding_of(path: Path, wanted: str = AUTO) -> Encoding:
     if is_lines:
         return Encoding(UTF8)
     return Encoding(MIXED, tuple(sorted({head.count(b"\n", 0, at) + 1 for at in bad[:1000]})))
+
+
+def marked_encoding(path: Path) -> str | None:
+    """The encoding a file names by its first bytes (UTF-16 or UTF-32), None where it names none. Guesses nothing."""
+    with sources.open_bytes(path) as file:
+        return _by_mark(file.read(4))
+
+
+def _by_mark(head: bytes) -> str | None:
+    return next((name for mark, name in MARKS if head.startswith(mark)), None)
 
 
 def register() -> None:

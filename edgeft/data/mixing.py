@@ -15,7 +15,7 @@ from pathlib import Path
 from edgeft.console import Log
 from edgeft.data import formats, reading
 from edgeft.data.chat import SHOWN_PROBLEMS, Example, parse_line, read_chat
-from edgeft.data.encodings import AUTO, MIXED, UTF8, encoding_of
+from edgeft.data.encodings import UTF8, marked_encoding
 from edgeft.errors import DataError, DataRejected
 from edgeft.extras import extra_needed
 from edgeft.sections import Data, Source, Weighted
@@ -79,14 +79,13 @@ def read_source(source: Source, find: Find) -> list[Example]:
     path = find(source.path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    encoding = encoding_of(path).name if _text(path) else AUTO
-    plain = encoding in (UTF8, MIXED)  # what else it may be is left to read_chat, which says where
-    if source.format is None and not source.columns and plain:
+    marked = _text(path) and marked_encoding(path)  # another encoding is left to read_chat, which says where
+    if source.format is None and not source.columns and not marked:
         first = [row for _, row in islice(reading.rows(path), reading.DETECTION_ROWS)] if _text(path) else [{}]
         shape = formats.detect(first)
         if _text(path) and (shape is None or shape.name == "chat"):
             return read_chat(path)
-    read = reading.read_examples(path, source.format, source.columns or None, AUTO)
+    read = reading.read_examples(path, source.format, source.columns or None, marked or UTF8)
     examples, problems = [], []
     for line, example in read.examples:
         try:

@@ -55,8 +55,8 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         mixed = mix(section, find, recipe.seed, log)
         leaked = check_leakage(section, mixed.splits["train"], mixed.splits["test"])
         if not classifies:
-            examples = (example for split in mixed.splits.values() for example in split)
-            tell_limits(examples, resolve_base(recipe), log)
+            every = (example for split in mixed.splits.values() for example in split)
+            tell_limits(every, resolve_base(recipe), log)
         write = write_label_sets if classifies else _write_token_sets
         kept, summary = write(mixed.splits, tokenizer, section, out, log)
         if section.swap_copied_values and not classifies:
