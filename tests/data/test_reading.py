@@ -399,6 +399,7 @@ REAL = {  # set -> (files, column map)
     "wikisql_mlx": (["train.jsonl"], {}),
     "wikitext2_eval": (["test.txt"], {}),
 }  # fmt: skip
+NO_EXAMPLES = {"openai_openapi"}  # the hosted API's schemas
 
 
 @pytest.mark.shared
@@ -413,4 +414,4 @@ def test_real_sets_are_read_whole(name: str, shared: Path) -> None:
 
 @pytest.mark.shared
 def test_every_real_set_is_tried(shared: Path) -> None:
-    assert {folder.name for folder in (shared / "data").iterdir()} == set(REAL)
+    assert {folder.name for folder in (shared / "data").iterdir()} == set(REAL) | NO_EXAMPLES
