@@ -13,16 +13,16 @@ from edgeft.export.gguf.tokenizers.base import SPACE, normalizers, pre_tokenizer
 from edgeft.runtime.splitting import Limit
 
 
-def _stacks_marks(text: str) -> bool:
-    kinds = [unicodedata.category(one)[0] for one in text]
-    return "\x85" in text or any(pair == ("M", "M") for pair in itertools.pairwise(kinds))
+def _has_unlike_character(text: str) -> bool:
+    """A second combining mark on a letter, or a control character but the usual white space."""
+    kinds = [unicodedata.category(one) for one in text]
+    controls = any(kind == "Cc" and one not in "\t\n\r" for one, kind in zip(text, kinds, strict=True))
+    return controls or any(one[0] == other[0] == "M" for one, other in itertools.pairwise(kinds))
 
 
 LIMITS = (
     Limit("its unigram tokenizer does not take a written ▁ for a space", lambda text: SPACE in text),
-    Limit(
-        "its unigram tokenizer composes a second mark on a letter, and keeps the control character 85", _stacks_marks
-    ),
+    Limit("its unigram tokenizer treats control characters and second marks otherwise", _has_unlike_character),
 )
 
 
