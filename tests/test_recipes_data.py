@@ -15,7 +15,7 @@ import pytest
 
 from edgeft.recipe_reader import read_recipe
 
-SIZES = {"train": 1200, "validation": 200, "test": 300}
+SIZES = {"train": 5000, "validation": 200, "test": 300}
 ARGUMENTS = {
     "set_light": ["room", "state", "brightness", "color"],
     "set_thermostat": ["celsius", "change"],
@@ -136,13 +136,34 @@ class TestHomeAssistant:
         }
         fixed = {"state": "on"}
         for text, complaint in strange.items():
-            held_out = {"set_light": [(1.0, [phrase_type("x", "set_light", text, fixed, True)])]}
+            held_out = {"set_light": [(1.0, [phrase_type("x", "set_light", (text,), fixed, True)])]}
             monkeypatch.setitem(
                 find_strangers.__globals__,
                 "read_phrases",
                 lambda part, held_out=held_out: held_out if part == "test" else read_phrases(part),
             )
             assert any(complaint in stranger for stranger in find_strangers()), text
+
+    def test_forms_say_no_held_out_phrase(self, home: Path) -> None:
+        generate = runpy.run_path(str(home / "generate.py"))
+        assert generate["expanded"]("[a|b [c|d]] e[| f]", {"b c e"}) == ("a e", "a e f", "b c e f", "b d e", "b d e f")
+        held_out = {
+            generate["proper"](text)
+            for part in ("validation", "test")
+            for groups in generate["read_phrases"](part).values()
+            for _, phrases in groups
+            for phrase in phrases
+            for text in phrase.texts
+        }
+        forms = [
+            phrase
+            for groups in generate["read_phrases"]("train").values()
+            for _, phrases in groups
+            for phrase in phrases
+            if ".train_forms." in phrase.id
+        ]
+        assert len(forms) > 200
+        assert [t for form in forms for t in form.texts if generate["proper"](t) in held_out] == []
 
     def test_every_tool_has_phrases_enough(self, splits: dict[str, list[dict[str, Any]]]) -> None:
         phrases = {(e["intent"], e["phrase"]) for e in splits["train"]}

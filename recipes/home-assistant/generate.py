@@ -1,6 +1,6 @@
 """Writes the home-assistant data set: what people say at home, and the tool call it asks for.
 
-    python generate.py --out DIR        train.jsonl (1,200), validation.jsonl (200), test.jsonl (300)
+    python generate.py --out DIR        train.jsonl (5,000), validation.jsonl (200), test.jsonl (300)
 
 An example is a phrase (`phrases/*.toml`) whose slots are filled with values (`values.toml`), spoken in
 somebody's manner (`manner.toml`): wrappers, casual forms, a typo now and then, never inside a value. The
@@ -22,16 +22,22 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 HERE = Path(__file__).resolve().parent
+PHRASES = HERE / "phrases"
 SEED = 42
 Key = TypeVar("Key")
 
-# Examples: (from training phrases and values, from held-out ones)
-SIZES = {"train": (1200, 0), "validation": (100, 100), "test": (0, 300)}
+# Examples: (from training phrases and values, from held-out ones). The test comes first: it does not change with
+# the number of training examples, and no utterance of it is in another split.
+SIZES = {"test": (0, 300), "validation": (100, 100), "train": (5000, 0)}
+
+# How often a phrase is said anew, in another manner, while what comes out is an utterance there is already.
+TRIES = {"train": 20, "validation": 1, "test": 1}
 
 # Share of each tool; "" is the call of no tool.
 SHARES = {
@@ -77,26 +83,28 @@ CASUAL_RATE, DROPPED_ARTICLE_RATE, TYPO_RATE = 0.30, 0.04, 0.05
 
 @dataclass(frozen=True)
 class Phrase:
-    """One way of saying something, with `{slots}`."""
+    """One way of saying something, with `{slots}`, or a form with its `texts`, one of which is said at a time."""
 
     id: str
     tool: str
-    text: str
+    texts: tuple[str, ...]
     fixed: dict[str, str]  # arguments that the words imply
     is_request: bool  # "turn on ...": may follow "can you"
 
 
 @dataclass
 class Deck:
-    """Deals its cards in shuffled rounds, so that rare ones get used as often as the rest."""
+    """Deals its cards in shuffled rounds, so that rare ones get used as often as the rest; `first` makes a round
+    before them."""
 
     cards: Sequence[Any]
     rng: random.Random
+    first: Sequence[Any] = ()
     _round: list[Any] = field(default_factory=list)
 
     def deal(self) -> Any:
         if not self._round:
-            self._round = shuffled(self.cards, self.rng)
+            self._round, self.first = shuffled(self.first or self.cards, self.rng), ()
         return self._round.pop()
 
 
@@ -117,21 +125,50 @@ def share_of(entries: Sequence[Any], part: str) -> list[Any]:
 def read_phrases(part: str) -> dict[str, list[tuple[float, list[Phrase]]]]:
     """Phrases of "train", "validation" or "test": tool -> [(weight, phrases of one group)]."""
     groups: dict[str, list[tuple[float, list[Phrase]]]] = {}
-    for path in sorted((HERE / "phrases").glob("*.toml")):
-        for group in tomllib.loads(path.read_text("utf-8"))["group"]:
-            name = "train" if part == "train" else "held_out"
-            texts = [(text, True) for text in group.get(name, [])]
-            texts += [(text, False) for text in group.get(f"{name}_plain", [])]
-            prefix = f"{path.stem}.{group['id']}"
+    contents = {path.stem: tomllib.loads(path.read_text("utf-8"))["group"] for path in sorted(PHRASES.glob("*.toml"))}
+    groups_of_all = [group for content in contents.values() for group in content]
+    taken = {proper(text) for group in groups_of_all for name in ("train", "held_out") for text in listed(group, name)}
+    for stem, content in contents.items():
+        for group in content:
+            names = ("train", "train_forms") if part == "train" else ("held_out",)
             phrases = [
-                Phrase(f"{prefix}.{name}.{i}", group["tool"], text, group.get("fixed", {}), ask)
-                for i, (text, ask) in enumerate(texts)
+                Phrase(f"{stem}.{group['id']}.{name}.{i}", group["tool"], texts, group.get("fixed", {}), ask)
+                for name in names
+                for i, (text, ask) in enumerate(listed(group, name).items())
+                if (texts := expanded(text, taken) if name == "train_forms" else (text,))
             ]
             if part != "train":
                 phrases = share_of(phrases, part)
             if phrases:
                 groups.setdefault(group["tool"], []).append((group.get("weight", 1.0), phrases))
     return groups
+
+
+def listed(group: dict[str, Any], name: str) -> dict[str, bool]:
+    """The texts of the list `name` of a group and of its plain twin; whether they are requests ("turn on ...")."""
+    return dict.fromkeys(group.get(name, []), True) | dict.fromkeys(group.get(f"{name}_plain", []), False)
+
+
+def expanded(form: str, taken: set[str]) -> tuple[str, ...]:
+    """Every text of a form like `[turn|switch] {state} the [light|lights]`, innermost brackets first, in order.
+
+    Those in `taken`, in their proper form, are left out: phrases that are held out, or listed on their own.
+    """
+    forms, texts = [form], []
+    while forms:
+        text = forms.pop(0)
+        if found := re.search(r"\[([^\[\]]*)\]", text):
+            forms += [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split("|")]
+        else:
+            texts.append(" ".join(text.split()))
+    return tuple(text for text in dict.fromkeys(texts) if proper(text) not in taken)
+
+
+def proper(text: str) -> str:
+    """A text with every casual form ("gonna") turned back into the proper one ("going to")."""
+    for long, short in manner()["casual"].items():
+        text = re.sub(rf"\b{re.escape(short)}\b", long, text)
+    return text
 
 
 class Values:
@@ -167,6 +204,12 @@ def cards_of(family: dict[str, Any], part: str) -> list[Any]:
     return list(family["train"]) if part == "train" else share_of(family["held_out"], part)
 
 
+@cache
+def manner() -> dict[str, Any]:
+    """What `manner.toml` says."""
+    return tomllib.loads((HERE / "manner.toml").read_text("utf-8"))
+
+
 def pick(rng: random.Random, items: Sequence[Any]) -> Any:
     return items[int(rng.random() * len(items))]
 
@@ -186,8 +229,12 @@ class Speaker:
 
     def __init__(self, part: str, rng: random.Random):
         self._rng = rng
-        self._manner = tomllib.loads((HERE / "manner.toml").read_text("utf-8"))
+        self._manner = manner()
         self._lists = ["train"] if part == "train" else ["train", "held_out"]
+
+    def choose(self, texts: Sequence[str]) -> str:
+        """One of a phrase's texts; a phrase of one text draws nothing, so that other draws stay what they were."""
+        return texts[0] if len(texts) == 1 else str(pick(self._rng, texts))
 
     def loosen(self, phrase: str) -> str:
         """Casual forms, a lost article, a typo: in the phrase's own words only, the slots stay intact."""
@@ -239,14 +286,23 @@ def examples(part: str, count: int, rng: random.Random, seen: set[str]) -> Itera
     for tool, wanted in apportion(SHARES, count).items():
         weights = {i: weight for i, (weight, _) in enumerate(phrases[tool])}
         for i, due in apportion(weights, wanted).items():
-            deck, made = Deck(phrases[tool][i][1], rng), 0
+            some, made = phrases[tool][i][1], 0
+            deck = Deck([phrase for phrase in some for _ in range(cards(phrase))], rng, first=some)
             while made < due:
-                example = speak(deck.deal(), values, speaker)
-                utterance = example["messages"][0]["content"]
-                if utterance not in seen:
-                    seen.add(utterance)
-                    made += 1
-                    yield example
+                phrase = deck.deal()
+                for _ in range(TRIES[part]):
+                    example = speak(phrase, values, speaker)
+                    utterance = example["messages"][0]["content"]
+                    if utterance not in seen:
+                        seen.add(utterance)
+                        made += 1
+                        yield example
+                        break
+
+
+def cards(phrase: Phrase) -> int:
+    """How often a phrase is dealt in a round: a form once for every fourth of its texts, up to twelve times."""
+    return max(1, min(12, len(phrase.texts) // 4))
 
 
 def apportion(shares: dict[Key, float], count: int) -> dict[Key, int]:
@@ -263,10 +319,11 @@ def speak(phrase: Phrase, values: Values, speaker: Speaker) -> dict[str, Any]:
     """One example in chat form, with its intent and the phrase it came from beside the messages."""
     arguments = dict(phrase.fixed)
     said: dict[str, str] = {}
-    for slot in re.findall(r"{(\w+)}", phrase.text):
+    text = speaker.choose(phrase.texts)
+    for slot in re.findall(r"{(\w+)}", text):
         said[slot], argument, value = values.deal(slot)
         arguments[argument] = value
-    utterance = speaker.wrap(speaker.loosen(phrase.text).format(**said), phrase.is_request)
+    utterance = speaker.wrap(speaker.loosen(text).format(**said), phrase.is_request)
     call = {"tool": phrase.tool or None}
     call |= {name: arguments[name] for name in ARGUMENTS[phrase.tool] if name in arguments}
     answer = json.dumps(call, separators=(",", ":"))
@@ -283,13 +340,16 @@ def find_leaks() -> list[str]:
     Words count as met when they occur in a row in any training phrase, training value or closed form. Numbers
     are compared argument by argument: 13 minutes may be new where 13 degrees is not.
     """
-    texts = {p.text for groups in read_phrases("train").values() for _, group in groups for p in group}
+    texts = {
+        text for groups in read_phrases("train").values() for _, group in groups for p in group for text in p.texts
+    }
     held_out = [
-        p.text
+        text
         for part in ("validation", "test")
         for groups in read_phrases(part).values()
         for _, group in groups
         for p in group
+        for text in p.texts
     ]
     leaks = [f"phrase {text!r} is in train" for text in held_out if text in texts]
     parts = {part: answers(part) for part in ("train", "validation", "test")}
@@ -310,9 +370,9 @@ def find_strangers() -> list[str]:
     Every word but the function words has to occur in `LEAST_TAUGHT` training phrases of the same meaning, and
     no training phrase of another meaning may be closer in words (Dice over words and pairs of words).
     """
-    taught: dict[Any, list[list[str]]] = {}
+    taught: dict[Any, list[set[Any]]] = {}
     for meaning, words in meanings("train"):
-        taught.setdefault(meaning, []).append(words)
+        taught.setdefault(meaning, []).append({*words, *pairwise(words)})
     strangers = []
     for meaning, words in [*meanings("validation"), *meanings("test")]:
         said = " ".join(words)
@@ -320,7 +380,8 @@ def find_strangers() -> list[str]:
             count = sum(word in known for known in taught[meaning])
             if count < LEAST_TAUGHT:
                 strangers.append(f"phrase {said!r}: {word!r} is in {count} training phrases of {meaning}")
-        nearest = {key: max(likeness(words, known) for known in taught[key]) for key in taught}
+        parts = {*words, *pairwise(words)}
+        nearest = {key: max(likeness(parts, known) for known in taught[key]) for key in taught}
         closest = max(nearest, key=lambda key: nearest[key])
         if nearest[closest] > nearest[meaning]:
             strangers.append(f"phrase {said!r} is closer to {closest} than to {meaning}")
@@ -332,19 +393,18 @@ def meanings(part: str) -> Iterator[tuple[Any, list[str]]]:
     slots = tomllib.loads((HERE / "values.toml").read_text("utf-8"))
     argument = {slot: families[0].get("argument", slot) for slot, families in slots.items()}
     phrases = [p for groups in read_phrases(part).values() for _, group in groups for p in group]
-    for phrase in phrases:
-        for state in ["on", "off"] if "{state}" in phrase.text else [""]:
+    for phrase, said in [(p, text) for p in phrases for text in p.texts]:
+        for state in ["on", "off"] if "{state}" in said else [""]:
             fixed = {k: v for k, v in phrase.fixed.items() if k not in DETAILS} | ({"state": state} if state else {})
-            text = phrase.text.replace("{state}", state)
+            text = said.replace("{state}", state)
             named = {argument[slot] for slot in re.findall(r"{(\w+)}", text)} - DETAILS
             asked = sorted(named & {*ARGUMENTS[phrase.tool]})
             yield (phrase.tool, *fixed.items(), *asked), text.split()
 
 
-def likeness(one: list[str], other: list[str]) -> float:
-    """Dice coefficient of the words and pairs of neighbours of two phrases."""
-    a, b = ({*words, *pairwise(words)} for words in (one, other))
-    return 2 * len(a & b) / (len(a) + len(b))
+def likeness(one: set[Any], other: set[Any]) -> float:
+    """Dice coefficient of two sets: of the words and pairs of neighbours of two phrases."""
+    return 2 * len(one & other) / (len(one) + len(other))
 
 
 def answers(part: str) -> set[tuple[str, str]]:
@@ -371,8 +431,8 @@ def main() -> None:
         raise SystemExit("\n".join(["held-out phrases that training does not prepare for:", *strangers]))
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    for number, (split, (familiar, held_out)) in enumerate(SIZES.items()):
-        rng = random.Random(args.seed * 1000 + number)
+    for split, (familiar, held_out) in SIZES.items():
+        rng = random.Random(args.seed * 1000 + ("train", "validation", "test").index(split))
         made = [*examples("train", familiar, rng, seen)]
         made += [*examples("test" if split == "test" else "validation", held_out, rng, seen)]
         lines = [json.dumps(example, ensure_ascii=False) for example in shuffled(made, rng)]

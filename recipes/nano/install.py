@@ -1,10 +1,12 @@
-"""Put a pre-trained nano into the package, with its card.
+"""Put nano into the package, with its card: pre-trained, then exercised.
 
     edgeft run recipes/nano-base.yaml
-    python recipes/nano/install.py runs/nano-base/pretrain
-    python benchmarks/nano_bits_per_byte.py && python recipes/nano/install.py runs/nano-base/pretrain
+    python recipes/nano/install.py --base runs/nano-base/pretrain
+    edgeft run recipes/nano-practice.yaml --until merge
+    python recipes/nano/install.py --practice runs/nano-practice
+    python benchmarks/nano_bits_per_byte.py && python recipes/nano/install.py
 
-The second install writes the measured bits per byte into the card.
+Each call writes its part of the card; the last one the measured bits per byte.
 """
 
 import argparse
@@ -38,17 +40,57 @@ SOURCES = (
     ("presidio-research, generated sentences", "MIT", "synthetic people, spans"),
     ("recipes/nano/skills.py", "Apache-2.0, this project", "copying, JSON, numbers in words; made up"),
     ("recipes/nano/commands.py", "Apache-2.0, this project", "requests to appliances and apps; made up"),
+    ("recipes/nano/practice.py", "Apache-2.0, this project", "copying into JSON; made up"),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the pretrain artifact")
-    run: Path = parser.parse_args().run
-    ASSETS.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(run / "model" / name, ASSETS / name)
-    (ASSETS / "README.md").write_text(_card(run), encoding="utf-8")
+    parser.add_argument("--base", type=Path, help="folder of the pretrain artifact")
+    parser.add_argument("--practice", type=Path, help="folder of the run of nano-practice.yaml")
+    arguments = parser.parse_args()
+    card = ASSETS / "README.md"
+    if arguments.base:
+        ASSETS.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(arguments.base / "model" / name, ASSETS / name)
+        card.write_text(_card(arguments.base), encoding="utf-8")
+    if arguments.practice:
+        _install_weights(arguments.practice / "merge")
+        card.write_text(_with_section(card, "Practice", _practice(arguments.practice), "Sources"), encoding="utf-8")
+    if BITS_PER_BYTE.exists():
+        title = "Bits per byte on held-out TinyStories"
+        card.write_text(_with_section(card, title, _bits_per_byte(), "Limits"), encoding="utf-8")
+
+
+def _install_weights(model: Path) -> None:
+    """The tensors of a model folder, in bfloat16; every other file stays that of the base."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(tensors, ASSETS / "model.safetensors", metadata={"format": "pt"})
+    (ASSETS / "model.safetensors").chmod(0o644)
+
+
+def _with_section(card: Path, title: str, lines: list[str], before: str) -> str:
+    """The card with the section `title` made of `lines`, in front of the section `before`."""
+    sections = card.read_text("utf-8").split("\n## ")
+    kept = [section for section in sections if not section.startswith(f"{title}\n")]
+    at = next(i for i, section in enumerate(kept) if section.startswith(f"{before}\n"))
+    return "\n## ".join([*kept[:at], "\n".join([title, "", *lines]), *kept[at:]])
+
+
+def _practice(run: Path) -> list[str]:
+    summary = json.loads((run / "train/summary.json").read_text("utf-8"))
+    return [
+        "`recipes/nano-practice.yaml`: "
+        f"{summary['tokens'] / 1e6:.1f} M tokens in {summary['steps']:.0f} steps of full fine-tuning (AdamW, learning "
+        "rate 1.5e-3, loss on the answers only). Nearly half of the exercises copy one to four values from a request "
+        "into JSON, word by word as they were said; the rest are made-up requests with their calls, and training "
+        "splits of the requests and instructions below. None is one of the test requests of `recipes/home-assistant`. "
+        f"Loss of the exercises held out: {summary['eval_loss']:.3f} nats/token.",
+        "",
+    ]
 
 
 def _card(run: Path) -> str:
@@ -93,7 +135,6 @@ def _card(run: Path) -> str:
         "|---|---|---|",
         *(f"| {name} | {licence} | {what} |" for name, licence, what in SOURCES),
         "",
-        *_bits_per_byte(),
         "## Limits",
         "",
         "English only. It knows almost nothing about the world and invents facts. Some sources were written by GPT-4 "
@@ -118,12 +159,8 @@ def _curve(rows: list[dict]) -> list[str]:
 
 
 def _bits_per_byte() -> list[str]:
-    if not BITS_PER_BYTE.exists():
-        return []
     result = json.loads(BITS_PER_BYTE.read_text("utf-8"))
     return [
-        "## Bits per byte on held-out TinyStories",
-        "",
         f"The last tenth of the sample, {result['stories']} stories, {result['bytes']:,} bytes "
         "(`benchmarks/nano_bits_per_byte.py`). The other three were trained on nothing but TinyStories, hundreds of "
         "times more of it; stories are a small part of what nano read.",
