@@ -88,7 +88,8 @@ def _practice(run: Path) -> list[str]:
         "rate 1.5e-3, loss on the answers only). Nearly half of the exercises copy one to four values from a request "
         "into JSON, word by word as they were said; the rest are made-up requests with their calls, and training "
         "splits of the requests and instructions below. None is one of the test requests of `recipes/home-assistant`. "
-        f"Loss of the exercises held out: {summary['eval_loss']:.3f} nats/token.",
+        f"Loss of the exercises held out: {summary['eval_loss']:.3f} nats/token. The price is prose: nano had "
+        "0.974 bits per byte on the stories below, before this practice.",
         "",
     ]
 
