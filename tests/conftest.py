@@ -1,6 +1,7 @@
 """Fixtures every test may use, and which tests are quick."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
@@ -54,6 +55,8 @@ def _only_quick(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if _only_quick(config):
         sys.meta_path.insert(0, _NoHeavyLibraries())
 

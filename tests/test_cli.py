@@ -223,7 +223,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
         main(["init", str(tmp_path / "here")])
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert 'error: the Python package torch is not installed; pip install "edgeft[train]"' in done.stderr
+    assert 'not installed (torch); pip install "edgeft[train]"' in done.stderr
 
 
 def test_every_recipe_here_reads(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         inspect_model(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no safetensors"):
+    with pytest.raises(ModelError, match="there are no weights"):
         inspect_model(tmp_path)
     assert inspect(tmp_path, "--load").exit_code == 2
 

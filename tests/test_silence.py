@@ -36,7 +36,7 @@ def test_file(edgeft):
 GENERATIVE = """
 name: tiny
 model: {base: base}
-data: {train: train.jsonl, validation: train.jsonl, test: train.jsonl, max_length: 64}
+data: {train: train.jsonl, validation: train.jsonl, test: train.jsonl, max_length: 64, allow: [E503]}
 train: {method: lora, lora: {r: 2}, num_train_epochs: 1, batch_tokens: 128}
 export: {gguf: [{ftype: F16}, {ftype: Q8_0}], onnx: [{dtype: fp32, layout: plain}]}
 parity: {prompts: 2, tolerance: {q8_0: {top1: 0.1, kl_mean: 9}, f16: {top1: 0.1, kl_mean: 9}}}
@@ -46,7 +46,7 @@ gate: {size_bytes: "<= 9MB"}
 CLASSIFIER = """
 name: intents
 model: {base: encoder}
-data: {train: labels.jsonl, validation: labels.jsonl, test: labels.jsonl, max_length: 16}
+data: {train: labels.jsonl, validation: labels.jsonl, test: labels.jsonl, max_length: 16, allow: [E503]}
 train: {objective: classification, method: full, num_train_epochs: 1, batch_tokens: 64}
 export: {encoder: [{dtype: fp32}, {dtype: int8}]}
 parity: {prompts: 2, tolerance: {q8_0: {top1: 0.0, kl_mean: 9}}}

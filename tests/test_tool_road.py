@@ -64,7 +64,13 @@ def test_the_embedded_base_learns_to_call_tools(tmp_path: Path) -> None:
     recipe = {
         "name": "calls",
         "model": {"base": "edgeft/nano"},
-        "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl", "max_length": 256},
+        "data": {
+            "train": "train.jsonl",
+            "validation": "validation.jsonl",
+            "test": "test.jsonl",
+            "max_length": 256,
+            "allow": ["E503"],
+        },
         "train": {
             "method": "lora",
             "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},

@@ -15,7 +15,8 @@ from tests.tiny import make_tiny_llama
 RECIPE = """
 name: t
 model: {base: base}
-data: {train: chat.jsonl, validation: chat.jsonl, test: chat.jsonl, preference: pairs.jsonl, max_length: 64}
+data: {train: chat.jsonl, validation: chat.jsonl, test: chat.jsonl, preference: pairs.jsonl, max_length: 64,
+  allow: [E503]}
 train:
   method: full
   num_train_epochs: 1

@@ -143,7 +143,7 @@ def rows(
             file.seek(0)
             if seen := tables.kind_seen(head):
                 raise DataError(f"{path}: this is {seen}, not {kind.upper()} text in UTF-8")
-        if kind not in ("csv", "tsv", "txt") and encoding not in (UTF8, "utf-8", MIXED):
+        if kind not in ("csv", "tsv") and encoding not in (UTF8, "utf-8", MIXED):
             file, encoding = sources.as_utf8(file, path, encoding), UTF8
         if kind in ("csv", "tsv"):
             yield from tables.csv_rows(file, path, delimiter or ("\t" if kind == "tsv" else None), encoding)

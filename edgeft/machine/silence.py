@@ -9,7 +9,6 @@
 """
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +37,8 @@ def no_ipv6_probe() -> Iterator[None]:
 
     Nothing would be sent; but who watches a process that is to be offline sees a socket and has to ask.
     """
+    import socket  # here, since every command imports this module to switch telemetry off
+
     there = socket.has_ipv6
     socket.has_ipv6 = False
     try:

@@ -75,6 +75,7 @@ def test_the_stage_learns_and_writes_a_model_transformers_loads(tmp_path: Path) 
             "max_length": 64,
             "learning_rate": 5e-3,
             "num_train_epochs": 45,
+            "torch_dtype": "float32",
         },
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
