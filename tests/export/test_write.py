@@ -262,7 +262,10 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "another activation": (lambda f: edited(f, "config.json", hidden_act="gelu"), "hidden_act 'gelu'"),
     "missing shard": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        lambda f: (
+            (f / "model.safetensors").unlink(),  # it goes before an index
+            (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        ),
         r"the shard b\.safetensors is missing",
     ),
     "no end token": (

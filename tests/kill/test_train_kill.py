@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+checkpoint = pytest.importorskip("edgeft.training.checkpoint")
 pytestmark = pytest.mark.slow
 
 KILLS = 10
@@ -120,8 +121,9 @@ def test_ten_kills_and_ten_kills_in_a_row(forks: Forks, tmp_path: Path) -> None:
 
 
 def saved_step(out: Path) -> int:
-    state = out / "checkpoint" / "state.pt"
-    return int(torch.load(state, weights_only=True)["step"]) if state.exists() else 0
+    """Of the checkpoint, or of the one before where the kill came between the two renames."""
+    states = [out / "checkpoint" / name for name in (checkpoint.FILE, checkpoint.PREVIOUS)]
+    return next((int(torch.load(path, weights_only=True)["step"]) for path in states if path.exists()), 0)
 
 
 def steps_done(out: Path) -> int:
