@@ -46,16 +46,20 @@ def main() -> None:
         for dtype in arguments.dtypes:
             threads = arguments.threads or 2 - seed % 2
             name = f"{dtype}, seed {seed}, {threads} thread{'s' if threads > 1 else ''}"
-            known = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {"runs": {}}
-            if name in known["runs"]:
+            if name in _known(arguments.out)["runs"]:
                 continue
             run = _child(["--one", dtype, str(seed), str(threads)], arguments)
-            known = json.loads(arguments.out.read_text("utf-8")) if arguments.out.exists() else {"runs": {}}
+            known = _known(arguments.out)  # again: another process may have added its runs meanwhile
             known["runs"][name] = run
             scores = [each["exact_match"] for each in known["runs"].values()]
             known |= {"n": len(scores), "lowest": min(scores), "mean": round(sum(scores) / len(scores), 4)}
             arguments.out.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
             print(f"{name}: {run['exact_match']:.4f}   lowest of {len(scores)}: {min(scores):.4f}", flush=True)
+
+
+def _known(out: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(out.read_text("utf-8")) if out.exists() else {"runs": {}}
+    return known
 
 
 def _child(order: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -73,8 +77,9 @@ def one_run(
     """Train, export and score once, in this process; the seconds are of this machine as busy as it is."""
     import torch
 
-    from edgeft.bench.host import describe_host, load_average
+    from edgeft.bench.host import describe_host
     from edgeft.console import terminal_log
+    from edgeft.machine.process import load_average
     from edgeft.pipeline import run
     from edgeft.recipe_reader import read_recipe
     from edgeft.store import Store
