@@ -18,6 +18,7 @@ benchmarks/distill_gain.py. Here losses are compared where all tokens are known.
 Contenders:
   trl           GKDTrainer as it comes: bfloat16 autocast, gradient checkpointing, teacher in every step (lmbda 0)
   trl-fp32      the same in float32: its losses are the yardstick for edgeft-live
+  trl-fp32-best  float32, no checkpointing: its best where bfloat16 products are slow
   edgeft-live   float32, teacher in every step
   edgeft        float32, 64 tokens cached
   edgeft-bf16   the same, products in bfloat16
@@ -35,7 +36,7 @@ from peers import RESULT, SHAPES, by_contender, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "batch", "threads", "micro_batch_tokens", "top_k")
-CONTENDERS = ("trl", "trl-fp32", "edgeft-live", "edgeft", "edgeft-bf16")
+CONTENDERS = ("trl", "trl-fp32", "trl-fp32-best", "edgeft-live", "edgeft", "edgeft-bf16")
 TEACHERS = {
     "smollm2-135m": {
         "hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
@@ -162,7 +163,11 @@ def run_trl(arguments: argparse.Namespace, examples: list[tuple[list[int], list[
             batch["labels"][at, start:end] = torch.tensor(row["answer"])
         return batch
 
-    options: dict[str, Any] = {"trl": {}, "trl-fp32": {"bf16": False}}
+    options: dict[str, dict[str, Any]] = {
+        "trl": {},
+        "trl-fp32": {"bf16": False},
+        "trl-fp32-best": {"bf16": False, "gradient_checkpointing": False},
+    }
     config = GKDConfig(
         output_dir=str(out), per_device_train_batch_size=arguments.batch, num_train_epochs=EPOCHS, beta=0.0, lmbda=0.0,
         temperature=1.0, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", save_strategy="no", report_to=[],

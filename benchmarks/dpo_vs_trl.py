@@ -17,6 +17,7 @@ Contenders:
   trl          DPOTrainer as it comes: bfloat16 autocast, gradient checkpointing, reference in every step
   trl-fp32     the same in float32: its losses are the yardstick for those of edgeft
   trl-best     bfloat16 weights, no checkpointing
+  trl-fp32-best  float32, no checkpointing: its best where bfloat16 products are slow
   edgeft       float32
   edgeft-bf16  bfloat16 weights, float32 adapters
 """
@@ -33,7 +34,7 @@ from peers import RESULT, SHAPES, by_contender, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "batch", "threads", "micro_batch_tokens")
-CONTENDERS = ("trl", "trl-fp32", "trl-best", "edgeft", "edgeft-bf16")
+CONTENDERS = ("trl", "trl-fp32", "trl-best", "trl-fp32-best", "edgeft", "edgeft-bf16")
 LENGTHS = {"prompt": (160, 0.6, 32, 512), "answer": (64, 0.6, 8, 256)}
 BETA, LEARNING_RATE, SEED = 0.1, 1e-4, 7
 
@@ -153,7 +154,12 @@ def run_trl(arguments: argparse.Namespace, pairs: list[dict[str, list[int]]], ou
             losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
             return loss
 
-    options: dict[str, Any] = {"trl": {}, "trl-fp32": {"bf16": False}, "trl-best": {"gradient_checkpointing": False}}
+    options: dict[str, dict[str, Any]] = {
+        "trl": {},
+        "trl-fp32": {"bf16": False},
+        "trl-best": {"gradient_checkpointing": False},
+        "trl-fp32-best": {"bf16": False, "gradient_checkpointing": False},
+    }
     model = make_model(arguments.shape, "bfloat16" if arguments.run == "trl-best" else "float32")
     config = DPOConfig(
         output_dir=str(out), per_device_train_batch_size=arguments.batch, num_train_epochs=1, beta=BETA,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import SHAPES
+from peers import SHAPES, result_file
 
 from edgeft.bench.host import describe_host
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="Where models and files are made. [a temporary folder]")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gguf_export.json")
+    parser.add_argument("--out", type=Path, default=result_file("gguf_export.json"))
     arguments = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

@@ -30,6 +30,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx_encoder import BATCH, Form, accuracies, show, speeds
+from peers import result_file
 from transformers import AutoTokenizer
 
 from edgeft.artifact import write_atomic
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", default="", help="what a reader should know of this run")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/int8_forms.json")
+    parser.add_argument("--out", type=Path, default=result_file("int8_forms.json"))
     arguments = parser.parse_args()
     read = {part: read_examples(arguments.data_dir / f"{part}.jsonl") for part in ("train", "test")}
     train = [text_of(each) for each in take(read["train"], arguments.calibration, 0)]

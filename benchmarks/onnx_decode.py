@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export import make_model
+from peers import result_file
 
 from edgeft.bench.host import describe_host, versions
 from edgeft.console import silent_log
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--deals", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="Where models and graphs are made. [a temporary folder]")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "onnx_decode.json")
+    parser.add_argument("--out", type=Path, default=result_file("onnx_decode.json"))
     arguments = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

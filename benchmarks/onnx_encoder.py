@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
+from peers import result_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.exporters import OnnxConfig, OnnxExporter
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256, help="training texts")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/onnx_encoder.json")
+    parser.add_argument("--out", type=Path, default=result_file("onnx_encoder.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     train = [

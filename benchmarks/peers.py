@@ -29,6 +29,17 @@ SHAPES = {
 }  # fmt: skip
 
 
+def result_file(name: str) -> Path:
+    """Where a benchmark writes its result: processors of narrow vectors have a folder of their own, so that numbers
+    of different instruction sets never replace each other."""
+    from edgeft.machine.instruction_sets import instruction_sets
+
+    sets = instruction_sets()
+    folder = "" if "avx512f" in sets else "avx2" if "avx2" in sets else "other"
+    (HERE / "results" / folder).mkdir(parents=True, exist_ok=True)
+    return HERE / "results" / folder / name
+
+
 def measure(script: str, name: str, arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
     """One run of contender `name` in a fresh process of `script`, which gets `options` of the arguments."""
     environment = os.environ | {
@@ -106,7 +117,7 @@ def race(
     def run(contender: str) -> dict[str, Any]:
         return measure(script, contender, arguments, options)
 
-    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, arguments.out or HERE / "results" / name)
+    take_turns(arguments.contenders, arguments.rounds, run, compare, settings, arguments.out or result_file(name))
 
 
 def take_turns(

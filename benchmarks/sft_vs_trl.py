@@ -19,6 +19,7 @@ Contenders:
   trl          SFTTrainer as it comes: float32 weights, bfloat16 autocast, checkpointing, padded batches of 8
   trl-fp32     the same without autocast and checkpointing
   trl-best     packing, bfloat16 weights, no checkpointing
+  trl-fp32-packed  packing, float32, no checkpointing: its best where bfloat16 products are slow
   edgeft       bfloat16 weights, float32 adapters
   edgeft-fp32  float32
   edgeft-recompute  as edgeft, every layer's activations computed again in the backward pass
@@ -36,7 +37,7 @@ from peers import RESULT, SHAPES, medians_and_ratios, race
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("shape", "steps", "threads", "micro_batch_tokens")
-CONTENDERS = ("trl", "trl-fp32", "trl-best", "edgeft", "edgeft-fp32", "edgeft-recompute")
+CONTENDERS = ("trl", "trl-fp32", "trl-best", "trl-fp32-packed", "edgeft", "edgeft-fp32", "edgeft-recompute")
 DEFAULT = ("trl", "trl-best", "edgeft")
 LENGTH = {"median": 180, "sigma": 0.8, "least": 16, "most": 1024}
 BATCH, LEARNING_RATE, SEED = 8, 1e-4, 7
@@ -142,7 +143,10 @@ def run_trl(arguments: argparse.Namespace, examples: list[dict[str, list[int]]],
         "trl-fp32": {"bf16": False, "gradient_checkpointing": False},
         # Two rows of 1,024 tokens hold about as many real tokens as eight padded conversations.
         "trl-best": {"gradient_checkpointing": False, "packing": True, "per_device_train_batch_size": 2},
-    }
+        "trl-fp32-packed": {
+            "bf16": False, "gradient_checkpointing": False, "packing": True, "per_device_train_batch_size": 2,
+        },
+    }  # fmt: skip
     model = make_model(arguments.shape, "bfloat16" if arguments.run == "trl-best" else "float32")
     chosen = {"per_device_train_batch_size": BATCH} | options[arguments.run]
     config = SFTConfig(
