@@ -169,16 +169,6 @@ def write_refused(error: OSError, path: Path) -> OSError | ArtifactError:
     return WriteRefused(f"{where}: cannot write: {WRITE_ADVICE[error.errno]}")
 
 
-def runs_there_are(wanted: Path) -> str:
-    """In words, for an error: the runs in the folder where `wanted` would be, or in `runs`."""
-    for folder in (wanted, wanted.parent, Path("runs")):
-        found = sorted({path.parent.parent for path in folder.glob(f"*/*/{MANIFEST}")}) if folder.is_dir() else []
-        names = [str(path) for path in found if path.name != "store"]
-        if names:
-            return f"; there are: {', '.join(names)}"
-    return "; none is here yet: `edgeft run RECIPE` makes one in runs/"
-
-
 def list_files(path: Path) -> list[str]:
     """Names of all files under `path`, relative, with `/`, sorted."""
     return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())

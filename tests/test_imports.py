@@ -18,7 +18,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library and our errors only, so ev
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "interrupts", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
-    "doctor", "torch_dtype",
+    "doctor", "torch_dtype", "runs",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "children": ({"errors"}, set()),
     "interrupts": (set(), set()),
     "artifact": ({"errors"}, set()),
+    "runs": ({"artifact", "errors", "runtime.bundle"}, set()),
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
     "sections": (set(), {"pydantic"}),
@@ -77,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
     ),
     "parity": (
-        {"artifact", "console", "conversation", "errors", "export", "quant", "runtime", "training"},
+        {"artifact", "console", "conversation", "errors", "export", "quant", "runs", "runtime", "training"},
         TORCH | {"onnx"},
     ),
     "stages": (
@@ -92,14 +93,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "llama_cpp", "onnxruntime", "tokenizers", "jinja2", "llguidance"},
     ),
     "bench": (
-        {"artifact", "children", "console", "conversation", "errors", "extras", "runtime"},
+        {"artifact", "children", "console", "conversation", "errors", "extras", "runs", "runtime"},
         {"numpy", "pynvml", "jsonschema_rs"},
     ),
     "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
     "report": ({"bench.paired", "bench.shares", "errors"}, set()),
     "bundle": (
         {"artifact", "checkpoint_files", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras",
-         "pipeline", "plan", "recipe", "recipe_reader", "report", "runtime", "store", "torch_dtype"},
+         "pipeline", "plan", "recipe", "recipe_reader", "report", "runs", "runtime", "store", "torch_dtype"},
         {"cryptography"},
     ),
     "pytest_plugin": ({"bench", "console", "report"}, {"pytest"}),

@@ -15,6 +15,7 @@ from edgeft.bench.budgets import Budget, parse_budget
 from edgeft.bench.paired import pair
 from edgeft.bench.statistics import bootstrap_interval
 from edgeft.errors import ArtifactError, UsageError
+from edgeft.runs import runs_there_are
 
 DROP = "_drop"
 ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
@@ -143,10 +144,15 @@ def read_results(path: Path) -> Results:
     ArtifactError when there is no bench.json or a file cannot be read.
     """
     if not path.exists():
-        raise ArtifactError(f"{path}: no such file or folder; give a run's folder or the file of `edgeft bench --out`")
+        raise ArtifactError(
+            f"{path}: no such file or folder; give a run's folder or the file of `edgeft bench --out`"
+            f"{runs_there_are(path)}"
+        )
     file = path if path.is_file() else path / "bench" / "bench.json"
     if not file.is_file() and (path / "bench.json").is_file():
         file = path / "bench.json"
+    if path.is_dir() and not file.is_file():
+        raise ArtifactError(f"{path}: nothing is measured there (no bench/bench.json){runs_there_are(path)}")
     bench, run = _read(file), file.parent.parent
     baseline, parity = run / "baseline" / "baseline.json", run / "parity"
     measured = collect(

@@ -1,4 +1,4 @@
-"""What `edgeft compare A B` compares: a model file, the file a run ships, or either in a git revision."""
+"""What `edgeft compare A B` compares: a model file, what a run or a bundle ships, or any of them in a git revision."""
 
 import io
 import shutil
@@ -7,13 +7,11 @@ from pathlib import Path, PurePosixPath
 
 from edgeft.artifact import refused_writes
 from edgeft.bench.compare import Side
-from edgeft.bench.gate import read_json
 from edgeft.children import run_to_end
-from edgeft.errors import ModelError, UsageError
+from edgeft.errors import UsageError
+from edgeft.runs import find_model
 
-MODEL_SUFFIXES = (".gguf", ".onnx")
 GIT_SILENCE_S = 600.0  # a filter of Git LFS may fetch a large file
-LFS_POINTER = b"version https://git-lfs"
 
 
 def find_side(text: str, scratch: Path) -> Side:
@@ -25,26 +23,7 @@ def find_side(text: str, scratch: Path) -> Side:
     path = Path(text)
     if not path.exists() and ":" in text:
         path = _checked_out(text, scratch)
-    return Side(text, str(_model_file(path, text)))
-
-
-def _model_file(path: Path, text: str) -> Path:
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ModelError(f"{text}: a Git LFS pointer, not the model; fetch it with git lfs pull")
-        return path
-    if not path.is_dir():
-        raise ModelError(f"{text}: no such file; give a model file, a run's folder or REVISION:path")
-    if (path / "bench" / "bench.json").is_file():
-        measured = path / "export" / read_json(path / "bench" / "bench.json")["file"]
-        if measured.is_file():
-            return measured
-    found = sorted(file for suffix in MODEL_SUFFIXES for file in path.rglob(f"*{suffix}"))
-    if len(found) != 1:
-        names = ", ".join(str(file.relative_to(path)) for file in found) or "none"
-        raise ModelError(f"{text}: a folder with one model file is needed, it has: {names}; name the file")
-    return found[0]
+    return Side(text, str(find_model(path, text).model))
 
 
 def _checked_out(text: str, scratch: Path) -> Path:

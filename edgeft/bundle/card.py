@@ -12,15 +12,14 @@ from typing import Any
 from edgeft.bundle.contents import (
     Extras,
     base_licence,
-    entry_folder,
     generation_defaults,
     is_classifier,
-    kind_of,
     measurements,
     shipped_entry,
 )
 from edgeft.bundle.run import Run
 from edgeft.report.numbers import count, size
+from edgeft.runs import entry_folder, kind_of
 
 LIBRARIES = {"gguf": "gguf", "onnx": "onnxruntime"}
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeft import runs
 from edgeft.bundle.run import NANO, Run, without_folders
 from edgeft.errors import UsageError
+from edgeft.runs import entry_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEMPLATE = "chat_template.jinja"
@@ -80,30 +82,8 @@ def collect(run: Run, extras: Extras) -> list[Item]:
 
 
 def shipped_entry(run: Run, wanted: str | None = None) -> dict[str, Any]:
-    """The row of files.json that ships, or the one `wanted` names by file, folder or type.
-
-    Unless the recipe says what ships it is the last GGUF file, or the last folder of a run that has none. Raises
-    UsageError when there is no such file.
-    """
-    entries: list[dict[str, Any]] = run.json("export", "files.json")
-    last = [entry["file"] for entry in entries if entry["format"] == "gguf"] or [entry["file"] for entry in entries]
-    wanted = wanted or run.values.get("export.ship") or str(last[-1])
-    for entry in entries:
-        if wanted in (entry["file"], entry_folder(entry), kind_of(entry)):
-            return entry
-    known = ", ".join(entry_folder(entry) or kind_of(entry) for entry in entries)
-    raise UsageError(f"{wanted}: the run exported no such file, only {known}")
-
-
-def entry_folder(entry: Mapping[str, Any]) -> str | None:
-    """The folder of a model in several files; None where it is one file."""
-    folder, inside, _ = str(entry["file"]).partition("/")
-    return folder if inside else None
-
-
-def kind_of(entry: Mapping[str, Any]) -> str:
-    """Type of the weights: llama.cpp's `ftype`, or the `dtype` of an ONNX graph."""
-    return str(entry.get("ftype") or entry.get("dtype") or entry["format"])
+    """The row of files.json that ships, or the one `wanted` names; see `runs.shipped_entry`."""
+    return dict(runs.shipped_entry(run.json("export", "files.json"), wanted or run.values.get("export.ship")))
 
 
 def model_items(run: Run, wanted: str | None) -> Iterator[Item]:

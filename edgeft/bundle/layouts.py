@@ -11,7 +11,6 @@ from edgeft.bundle.contents import (
     NANO_FOLDER,
     Extras,
     copy_file,
-    entry_folder,
     generation_defaults,
     model_items,
     shipped_entry,
@@ -22,6 +21,7 @@ from edgeft.checkpoint_files import weight_files
 from edgeft.console import silent_log
 from edgeft.errors import UsageError
 from edgeft.extras import extra_needed
+from edgeft.runs import entry_folder
 from edgeft.runtime.bundle_folder import write_folder
 from edgeft.runtime.header import check_gguf
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft.artifact import Artifact, read_artifact, runs_there_are, sha256_file
+from edgeft.artifact import Artifact, sha256_file
 from edgeft.errors import ArtifactError, GateFailed, UsageError
+from edgeft.runs import TRAINED, runs_there_are, stages_of
 
-MODEL_STAGES = ("distill", "merge")
-"""Stages whose artifact is a Hugging Face folder, the latest of a run first; what `recover` makes is for one file."""
 NANO = "edgeft/nano"
 RECIPE, FILE, STAGE = "recipe ", "file ", "stage "
 
@@ -28,7 +27,7 @@ class Run:
     @property
     def model(self) -> Artifact:
         """The final model as a Hugging Face folder."""
-        return next(self.stages[stage] for stage in MODEL_STAGES if stage in self.stages)
+        return next(self.stages[stage] for stage in TRAINED if stage in self.stages)
 
     def json(self, stage: str, name: str) -> Any:
         """A JSON file of a stage; None where the run has none."""
@@ -96,20 +95,16 @@ def put(nested: dict[str, Any], key: str, value: Any) -> None:
     nested[last] = value
 
 
-def read_run(folder: Path) -> Run:
-    """The run in `folder` (such as runs/home-assistant), every file of its artifacts checked.
+def read_run(folder: Path, *, whole: bool = True) -> Run:
+    """The run in `folder` (such as runs/home-assistant), every file of its artifacts checked where it must be `whole`.
 
     Raises UsageError when it is no run or made no file to ship, ArtifactError when an artifact is damaged or was made
     of another than the one beside it.
     """
-    stages = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if (path / "manifest.json").is_file():
-            artifact = read_artifact(path)
-            stages[artifact.stage] = artifact
-    if not any(stage in stages for stage in MODEL_STAGES) or "export" not in stages:
+    stages = stages_of(folder) if folder.is_dir() else {}
+    if not any(stage in stages for stage in TRAINED) or "export" not in stages:
         raise UsageError(f"{folder}: not the folder of a run with exported files{runs_there_are(folder)}")
-    for artifact in stages.values():
+    for artifact in stages.values() if whole else ():
         _check_fits(artifact, stages)
         _check_files(artifact)
     name = stages["export"].made_from.get("recipe name", folder.absolute().name)

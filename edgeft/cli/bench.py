@@ -11,6 +11,10 @@ from edgeft.cli._output import print_json
 
 TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
 FILE = click.Path(path_type=Path, dir_okay=False)
+OF_A_RUN = (
+    "metrics", "json_schema", "out_of_scope", "abstain_below", "slice_by", "limit", "max_new_tokens", "n_ctx",
+    "n_threads",
+)  # fmt: skip
 PLACE = ("backend", "n_gpu_layers", "providers", "device", "cpus")
 
 
@@ -50,7 +54,11 @@ class Cores(click.ParamType[tuple[int, ...]]):
 def command(name: str, text: str) -> click.Command:
     """The click command `edgeft bench`."""
 
-    @click.command(name, help=f"{text}\n\nTARGET is a recipe (its exported file is measured), a model file or folder.")
+    @click.command(
+        name,
+        help=f"{text}\n\nTARGET is a recipe (its exported file is measured), a model "
+        "file or folder, a bundle, or a run's folder: its test set, scores and lengths are taken where you name none.",
+    )
     @click.argument("target", type=click.Path(path_type=Path))
     @click.option("--data", type=click.Path(path_type=Path), help="Chat JSONL with the expected answers.")
     @click.option("--metric", "metrics", multiple=True, help="What is scored; repeatable. [exact_match]")
@@ -92,11 +100,12 @@ def command(name: str, text: str) -> click.Command:
                 raise click.UsageError("with a recipe, set these in its section `bench`, or with --set bench.…")
             _bench_recipe(target, baseline, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
         else:
+            file, given = _with_own(target, given)
             if "data" not in given and "synthetic" not in given:
                 raise click.UsageError(
                     "a model file needs --data FILE (chat JSONL with the expected answers) or --synthetic 128:64"
                 )
-            _bench_file(target, as_json=as_json, with_roofline=roofline, baseline=baseline, **given)
+            _bench_file(file, as_json=as_json, with_roofline=roofline, baseline=baseline, **given)
 
     return bench_command
 
@@ -111,6 +120,26 @@ def _bench_recipe(path: Path, baseline: str | None, *, overrides: tuple[str, ...
     _save_baseline(place, json.loads(measured.read_bytes()))
 
 
+def _with_own(target: Path, given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The model of `target`, and `given` behind what its run was measured with, or what its bundle says."""
+    from edgeft.bundle.run import put
+    from edgeft.runs import find_model, recipe_values
+
+    found, own = find_model(target), {}
+    if found.bundle is not None:
+        generation = found.bundle.json("generation") or {}
+        own = {key: generation[key] for key in ("n_ctx", "max_new_tokens") if key in generation}
+    elif found.run is not None:
+        sections: dict[str, Any] = {"bench": {}}
+        for key, value in recipe_values(found.run, "bench").items():
+            put(sections, key, value)
+        own = {key: sections["bench"].get(key) for key in OF_A_RUN}
+        own["data"] = found.run / "data" / "test.jsonl"
+        if "synthetic" in given or not own["data"].is_file():
+            del own["data"]
+    return found.model, {key: value for key, value in own.items() if value not in (None, (), [])} | given
+
+
 def _bench_file(
     file: Path,
     *,
@@ -121,7 +150,7 @@ def _bench_file(
     out: Path | None = None,
     timeout_s: float = 120.0,
     metrics: tuple[str, ...] = ("exact_match",),
-    json_schema: Path | None = None,
+    json_schema: "Path | dict[str, Any] | None" = None,
     against: Path | None = None,
     baseline: str | None = None,
     **given: Any,
@@ -139,7 +168,7 @@ def _bench_file(
         from edgeft.runtime.encoder_folder import is_encoder
 
     place = _baseline_path(baseline)
-    schema = _read_schema(json_schema) if json_schema else None
+    schema = _read_schema(json_schema) if isinstance(json_schema, Path) else json_schema
     plan = LatencyPlan(**{key: given.pop(key) for key in TIMING if key in given})
     setup = Setup(**{key: given.pop(key) for key in PLACE if key in given})
     settings = BenchSettings(metrics=metrics, json_schema=schema, latency=plan, **given)

@@ -34,8 +34,8 @@ def command(name: str, text: str) -> click.Command:
 
     @click.command(
         name,
-        help=f"{text}\n\nA and B are model files, folders of runs, or REVISION:path of this git repository. Both run "
-        "in turn in fresh processes. Exit code 3 when B is slower than --max-slowdown allows.",
+        help=f"{text}\n\nA and B are model files, bundles, folders of runs, or REVISION:path of this git repository. "
+        "Both run in turn in fresh processes. Exit code 3 when B is slower than --max-slowdown allows.",
     )
     @click.argument("a", metavar="A")
     @click.argument("b", metavar="B")

@@ -15,7 +15,11 @@ WIDTH = 80
 def command(name: str, text: str) -> click.Command:
     """The click command `edgeft inspect`."""
 
-    @click.command(name, help=f"{text}\n\nFILE is a GGUF file, or a folder with an ONNX model or safetensors.")
+    @click.command(
+        name,
+        help=f"{text}\n\nFILE is a GGUF file, a folder with an ONNX model or safetensors, a bundle, or a run's folder "
+        "(the file that ships).",
+    )
     @click.argument("file", type=click.Path(path_type=Path))
     @click.option("--tensors", is_flag=True, help="List every tensor.")
     @click.option("--load", is_flag=True, help="Load and run it as well, in a process of its own.")
@@ -24,9 +28,11 @@ def command(name: str, text: str) -> click.Command:
     def inspect_command(file: Path, tensors: bool, load: bool, timeout: float | None, as_json: bool) -> None:
         from dataclasses import asdict
 
+        from edgeft.runs import find_model
         from edgeft.runtime.inspection import inspect_model
         from edgeft.runtime.onnx_file import holds_onnx
 
+        file = find_model(file).model
         if load and file.is_dir() and not holds_onnx(file):
             raise click.UsageError("--load runs an exported model; a folder with safetensors is none")
         facts = inspect_model(file)

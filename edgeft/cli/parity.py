@@ -14,7 +14,8 @@ def command(name: str, text: str) -> click.Command:
     @click.command(
         name,
         help=f"{text} Exit code 3 when one moved beyond tolerance.\n\n"
-        "TARGET is a recipe, or the model folder that FILES were made from.",
+        "TARGET is a recipe, the model folder that FILES were made from, or a run's folder (its trained model, and all "
+        "its files unless FILES are named). FILES are model files, folders, bundles or runs' folders.",
     )
     @click.argument("target", type=click.Path(path_type=Path))
     @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
@@ -46,14 +47,47 @@ def command(name: str, text: str) -> click.Command:
             if bisect:
                 raise click.UsageError("--bisect wants the model folder and the files made from it")
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
-        elif bisect:
+            return
+        model, found = _sides(target, files)
+        if bisect:
             if adapter:
                 raise click.UsageError("--bisect compares weights with a folder; merge the adapter into one first")
-            _bisect(target, files, prompts, as_json)
+            _bisect(model, found, prompts, as_json)
         else:
-            _compare(target, files, prompts, n_gen, as_json, adapter)
+            _compare(model, found, prompts, n_gen, as_json, adapter)
 
     return parity_command
+
+
+def _sides(target: Path, files: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...]]:
+    """The trained model's folder and the files to hold against it, all of which are there.
+
+    Raises ModelError that lists all that is not, UsageError for a bundle as the first."""
+    from edgeft.errors import ModelError, UsageError
+    from edgeft.parity.arguments import check_inputs
+    from edgeft.runs import exported_models, find_model, is_run, trained_model
+    from edgeft.runtime.bundle import is_bundle
+
+    if is_bundle(target):
+        raise UsageError(
+            f"{target}: a bundle does not hold the model that was trained; name that first, "
+            f"as in: edgeft parity runs/NAME {target}"
+        )
+    model = trained_model(target) if is_run(target) else target
+    named = files or tuple(exported_models(target) if is_run(target) else ())
+    found, problems = [], []
+    for path in named:
+        try:
+            found.append(find_model(path).model)
+        except ModelError as error:
+            problems.append(str(error))
+    try:
+        check_inputs(model, ())
+    except ModelError as error:
+        problems.insert(0, str(error))
+    if problems:
+        raise ModelError("\n".join(problems))
+    return model, tuple(found)
 
 
 def _compare(
@@ -62,11 +96,9 @@ def _compare(
     from edgeft.console import terminal_log
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
-    from edgeft.parity.arguments import check_inputs
     from edgeft.quiet import quiet_libraries
     from edgeft.sections import Tolerance
 
-    check_inputs(model, files)
     quiet_libraries()
     with extra_needed("gguf,train"):
         from edgeft.parity.files import compare_files
@@ -88,10 +120,8 @@ def _bisect(model: Path, files: tuple[Path, ...], prompts: Path | None, as_json:
     from edgeft.console import terminal_log
     from edgeft.errors import ParityFailed
     from edgeft.extras import extra_needed
-    from edgeft.parity.arguments import check_inputs
     from edgeft.quiet import quiet_libraries
 
-    check_inputs(model, files)
     quiet_libraries()
     with extra_needed("gguf,train"):
         from edgeft.parity.files import bisect_files

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from edgeft.artifact import runs_there_are
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
 from edgeft.cli._output import print_json
 from edgeft.errors import UsageError
@@ -43,6 +42,7 @@ def _show(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
     from edgeft.report.html import to_html
     from edgeft.report.markdown import to_markdown
     from edgeft.report.terminal import to_terminal
+    from edgeft.runs import runs_there_are
 
     folders = {path.name: path for path in sorted(run.iterdir()) if path.is_dir()} if run.is_dir() else {}
     if not any((folder / "manifest.json").is_file() for folder in folders.values()):
