@@ -104,7 +104,7 @@ SPINE = (
         ("data", "train", "merge", "export", "parity", "baseline", "bench", "gate"),
         ("name", "seed", "model", "train", "export"),
         extra="gguf",
-        version=3,
+        version=4,
     ),
 )
 RECOVER = Step(

@@ -7,6 +7,7 @@ from edgeft.bench.examples import Example
 from edgeft.bench.gate import Measured, judge
 from edgeft.bench.latency import Measurement, Run
 from edgeft.bench.metrics import score_texts
+from edgeft.bench.mistakes import confusion, find_mistakes, mixups
 from edgeft.bench.slices import slice_tables
 
 METRICS = ("exact_match", "json_valid", "json_field_f1")
@@ -73,11 +74,28 @@ def parts() -> dict[str, Any]:
         },
         "bench": measured("home-assistant-Q4_K_M.gguf", 19, 4_320_000, 2.0, prompts_too_long=1, **detail()),
         "others": [measured("home-assistant-F16.gguf", 18, 13_000_000, 4.0)],
+        "mistakes": mistakes(),
         "verdict": verdict.to_json(),
         "provenance": {"base": "edgeft/nano", "recipe_sha256": "ef" * 32, "packages": {"torch": "2"}}
         | {"artifacts": {"train": "12" * 32}},
         "settings": {"seed": 42, "train.lora.r": 32},
     }
+
+
+def mistakes() -> dict[str, Any]:
+    """Of the file of `parts`, which answers all but the last of 20 prompts."""
+    answers = [*REFERENCES[:19], "?"]
+    scores = score_texts(METRICS, answers, REFERENCES)
+    predictions = [
+        {"index": i, "text": answer, "reference": reference, "finish": "stop", "log_prob": -0.1}
+        | {"outcomes": {score.metric: score.outcomes[i] for score in scores}}
+        for i, (answer, reference) in enumerate(zip(answers, REFERENCES, strict=True))
+    ]
+    examples = [Example(({"role": "user", "content": f"play room {i}"},), text) for i, text in enumerate(REFERENCES)]
+    places = [{"source": "test.jsonl", "line": 2 * i + 1} for i in range(20)]
+    found = find_mistakes(predictions, METRICS, examples, places)
+    pairs = [("on", "on")] * 7 + [("on", "off")] * 2 + [("off", "off")] * 9 + [("off", "of"), ("dim", "dim")]
+    return found | {"mixups": mixups(pairs), "confusion": confusion(pairs)}
 
 
 def detail() -> dict[str, Any]:

@@ -63,7 +63,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (LIGHT_CLI, {"click", "yaml"}),
     "conversation": (set(), set()),
-    "data": ({"artifact", "children", "console", "conversation", "errors", "extras", "recipe", "sections"}, DATA),
+    "data": (
+        {"artifact", "children", "console", "conversation", "errors", "extras", "page", "recipe", "sections"},
+        DATA,
+    ),
     "training": (
         {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "interrupts", "recipe",
          "sections", "training_memory"},
@@ -97,7 +100,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "pynvml", "jsonschema_rs"},
     ),
     "lm_eval": ({"runtime"}, {"numpy", "lm_eval"}),
-    "report": ({"bench.paired", "bench.shares", "errors"}, set()),
+    "page": (set(), set()),
+    "report": ({"bench.examples", "bench.mistakes", "bench.paired", "bench.shares", "errors", "page"}, set()),
     "bundle": (
         {"artifact", "checkpoint_files", "console", "data.chatml", "data.tokenizing", "errors", "export", "extras",
          "pipeline", "plan", "recipe", "recipe_reader", "report", "runs", "runtime", "store", "torch_dtype"},

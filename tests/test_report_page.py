@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from edgeft.cli import main
+from edgeft.console import silent_log
+from edgeft.data.check.engine import Job, check
+from edgeft.data.check.html import html_report
 from edgeft.report.build import build_report
 from edgeft.report.html import to_html
 from tests.report_parts import measured, parts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDTHS = (400, 1200)
+WIDTHS = (360, 500, 1280)
 # Looks at the page in frames of every width; the contrast is that of WCAG 2.2, section 1.4.3 and 1.4.11.
 PROBE = """
 const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -31,7 +34,8 @@ function behind(element) {
   return [255, 255, 255];
 }
 function contrast(element, property) {
-  const [a, b] = [numbers(getComputedStyle(element)[property]), behind(element)].map(luminance);
+  const under = property === "backgroundColor" ? element.parentElement : element;
+  const [a, b] = [numbers(getComputedStyle(element)[property]), behind(under)].map(luminance);
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 }
 function worst(elements, property) {
@@ -58,12 +62,19 @@ window.onload = () => {
       dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
       fetched: frame.contentWindow.performance.getEntriesByType("resource").map(r => r.name),
       text: worst(texts, e => svg(e) ? "fill" : "color"),
-      marks: worst([...page.querySelectorAll(".dot, .bar")], () => "fill"),
+      marks: worst([...page.querySelectorAll(".dot, .bar, .meter")], e => svg(e) ? "fill" : "backgroundColor"),
       lines: worst([...page.querySelectorAll("polyline.line, .whisker")], () => "stroke"),
       charts: page.querySelectorAll("svg.chart").length,
       crossed: [...page.querySelectorAll("svg.chart")].flatMap(s => crossed([...s.querySelectorAll("text")])),
       tables: page.querySelectorAll("table").length,
       smallest: Math.min(...[...page.querySelectorAll("svg.chart")].map(s => s.getBoundingClientRect().width)),
+      letters: Math.min(...[...page.querySelectorAll("svg.chart text")].map(t =>
+        parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))),
+      sideways: [...page.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth + 1)
+        .map(s => s.getAttribute("aria-label")),
+      cut: [...page.querySelectorAll("td")].filter(t => t.offsetWidth && t.scrollWidth > t.offsetWidth + 1)
+        .map(t => t.outerHTML.slice(0, 120)),
+      empty: [...page.querySelectorAll("table")].filter(t => !t.querySelector("td")).length,
     };
   });
   document.body.innerHTML = "<pre>" + btoa(JSON.stringify(found)) + "</pre>";
@@ -87,7 +98,7 @@ def look(browser: str, folder: Path, page: str, *, dark: bool) -> tuple[list[dic
     )
     (folder / "probe.html").write_text(f"<!doctype html><script>{PROBE}</script><body>{frames}", encoding="utf-8")
     words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    words += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", "--window-size=1300,1000"]
+    words += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", "--window-size=1400,1000"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     done = subprocess.run([*words, (folder / "probe.html").as_uri()], capture_output=True, text=True, timeout=120)
     match = re.search(r"<pre>([\w+/=]+)</pre>", done.stdout)
@@ -95,9 +106,21 @@ def look(browser: str, folder: Path, page: str, *, dark: bool) -> tuple[list[dic
     return json.loads(base64.b64decode(match[1])), done.stderr
 
 
+def check_page(folder: Path) -> str:
+    """The page of a check that found something in two files, one name too long for a phone."""
+    rows = [{"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"a{i % 3}"}]}
+            for i in range(60)]  # fmt: skip
+    lines = [json.dumps(row) + "\n" for row in rows]
+    paths = [folder / "train.jsonl", folder / f"{'long-name-' * 12}.jsonl"]
+    for path in paths:
+        path.write_text("".join([*lines, "{broken\n", lines[0]]), encoding="utf-8")
+    return html_report(check(Job(paths), silent_log()), folder, "../report/report.html")
+
+
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool) -> None:
-    page = to_html(build_report(parts()))
+@pytest.mark.parametrize("name", ["report", "check"])
+def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool, name: str) -> None:
+    page = to_html(build_report(parts()), "..") if name == "report" else check_page(tmp_path)
     frames, said = look(browser, tmp_path, page, dark=dark)
     assert [line for line in said.splitlines() if "CONSOLE" in line] == []
     assert [frame["width"] for frame in frames] == list(WIDTHS)
@@ -107,9 +130,15 @@ def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool) -> None
         assert frame["content"] == frame["visible"]
         assert frame["text"][0] >= 4.5, frame["text"]
         assert frame["marks"][0] >= 3, frame["marks"]
-        assert frame["lines"][0] >= 3, frame["lines"]
-        assert frame["charts"] == page.count('class="chart"') >= 12
-        assert frame["smallest"] > 300
+        if name == "report":
+            assert frame["lines"][0] >= 3, frame["lines"]
+            assert frame["charts"] == page.count('class="chart"') >= 12
+            assert frame["smallest"] > 300
+            assert frame["letters"] >= 10, "text of a chart is too small to read"
+        assert frame["sideways"] == [], "a table needs scrolling"
+        assert frame["cut"] == []
+        assert frame["empty"] == 0
+        assert frame["crossed"] == []
 
 
 def test_names_of_many_files_keep_clear_of_each_other(browser: str, tmp_path: Path) -> None:
@@ -119,7 +148,7 @@ def test_names_of_many_files_keep_clear_of_each_other(browser: str, tmp_path: Pa
         measured(f"{name}.gguf", 20 - i % 5, 13_000_000 - i * 1_000_000, 4.0 - i / 4) for i, name in enumerate(names)
     ]
     given["files"] = [{"file": f"{name}.gguf", "ftype": name, "bytes": 1} for name in names]
-    (narrow, wide), _ = look(browser, tmp_path, to_html(build_report(given)), dark=False)
+    (narrow, _, wide), _ = look(browser, tmp_path, to_html(build_report(given)), dark=False)
     assert narrow["crossed"] == wide["crossed"] == []
     assert narrow["content"] == narrow["visible"]
 
@@ -175,3 +204,22 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
         main(("report", str(tmp_path / "demo"), "--html", str(tmp_path / "page.html")))
     assert ended.value.code in (0, None)
     assert "<h1>demo</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_links_lead_to_the_files_of_the_run(tmp_path: Path) -> None:
+    page = to_html(build_report(parts()), "../runs/my run")
+    assert [html.unescape(href) for href in re.findall(r'href="(\.\.[^"]*)"', page)] == [
+        "../runs/my%20run/data/test.jsonl", "../runs/my%20run/bench/predictions.jsonl",
+        "../runs/my%20run/data/check.html",
+    ]  # fmt: skip
+    assert 'href=".."' not in to_html(build_report(parts()))
+
+
+def test_the_matrix_is_shaded_where_it_counts() -> None:
+    """10 `off`, of which 9 right; 9 `on`, of which 2 were taken for `off`; a label never taken for another."""
+    page = to_html(build_report(parts()))
+    matrix = page[page.index('id="confusion-matrix"') :]
+    assert re.findall(r'<td class="n (\w+) (heat\d)"[^>]*>(\d)<', matrix) == [
+        ("right", "heat3", "1"), ("right", "heat3", "9"), ("wrong", "heat1", "1"),
+        ("wrong", "heat2", "2"), ("right", "heat3", "7"),
+    ]  # fmt: skip

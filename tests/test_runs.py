@@ -81,7 +81,11 @@ def test_a_bundle_is_unpacked_to_the_cache(tmp_path: Path, monkeypatch: pytest.M
 # the path, the error and its words; there is the run runs/x
 NONE = {
     "nothing": ("runs/y", ModelError, "runs/y: no such file; give .* there are: .*runs/x"),
-    "a folder without a model": ("runs/empty", ModelError, "neither a model's folder, a bundle nor a run's.* there are:"),
+    "a folder without a model": (
+        "runs/empty",
+        ModelError,
+        "neither a model's folder, a bundle nor a run's.* there are:",
+    ),
     "beside other files": ("runs/x/export/m.gguf", ModelError, r"no such file.*export has: m-F16.gguf, m-Q8_0.gguf"),
     "several": ("two", ModelError, r"one model file is needed, it has: a.gguf, b.gguf; name the file"),
     "a pointer": ("pointer.gguf", ModelError, "a Git LFS pointer"),

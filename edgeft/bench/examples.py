@@ -6,11 +6,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeft.bench.tool_calls import calls_text
 from edgeft.conversation.canonical import canonical_row
 from edgeft.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
-def take(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+def take(examples: Sequence[T], limit: int | None, seed: int) -> list[T]:
     """At most `limit` examples (None: all), drawn by `seed` without replacement, in their order."""
     if limit is None or limit >= len(examples):
         return list(examples)

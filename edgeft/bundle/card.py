@@ -5,6 +5,7 @@ with their intervals; what was not measured is said, not left out.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from edgeft.bundle.contents import (
     shipped_entry,
 )
 from edgeft.bundle.run import Run
+from edgeft.report.mistake_tables import SHOWS_ANSWERS
 from edgeft.report.numbers import count, size
 from edgeft.runs import entry_folder, kind_of
 
@@ -68,7 +70,7 @@ def model_card(run: Run, extras: Extras, form: Form = BUNDLE) -> str:
     ]
     report = run.stages.get("report")
     if report and "report.md" in report.files:
-        sections.append(report.file("report.md").read_text(encoding="utf-8").partition("\n\n")[2].rstrip())
+        sections.append(_measured(report.file("report.md").read_text(encoding="utf-8")))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -122,6 +124,12 @@ def _head(run: Run, extras: Extras, library: str, task: str) -> str:
         "pipeline_tag": task,
     }
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in rows.items()), "tags: [edgeft]", "---"])
+
+
+def _measured(report: str) -> str:
+    """The report behind its title, without what it shows of the test set: that is not for whoever gets the model."""
+    parts = re.split(r"(?m)^(?=## )", report.partition("\n\n")[2])
+    return "".join(part for part in parts if part.partition("\n")[0].removeprefix("## ") not in SHOWS_ANSWERS).rstrip()
 
 
 def _what(run: Run, entry: Mapping[str, Any], form: Form) -> str:

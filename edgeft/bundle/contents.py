@@ -16,6 +16,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 TEMPLATE = "chat_template.jinja"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 """Keys of generation_config.json that mean the same in `edgeft.runtime`."""
+TEST_TEXTS = "mistakes"
+"""Part of the report with questions and answers of the test set, which are not for whoever gets the model."""
 LABEL_METRICS = {"label_accuracy", "macro_f1"}
 MAX_LABELS = 1000
 NANO_FOLDER = Path(__file__).parent.parent / "assets" / "nano"
@@ -73,8 +75,9 @@ def collect(run: Run, extras: Extras) -> list[Item]:
     for role, path in sorted(extras.files.items()):
         items.append(Item(f"{role}.gbnf" if role == "grammar" else f"{role}.json", path, role))
     items += _licences(run, extras)
-    if run.json("report", "report.json") is not None:
-        items.append(Item("reports/report.json", run.stages["report"].path / "report.json", "report"))
+    if (report := run.json("report", "report.json")) is not None:
+        shown = {key: part for key, part in report.items() if key != TEST_TEXTS}
+        items.append(Item("reports/report.json", to_json(shown), "report"))
     if measured is not None:
         items.append(Item("reports/bench.json", to_json(measured), "measurements"))
     items.append(Item("recipe.json", to_json(recipe_record(run)), "recipe"))

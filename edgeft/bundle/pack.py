@@ -82,6 +82,7 @@ def _copy(items: Sequence[Item], target: Path) -> None:
         if isinstance(item.content, Path):
             copy_file(item.content, path)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(item.content)
 
 

@@ -1,6 +1,7 @@
 """`edgeft report RECIPE`, or `edgeft report RUN_DIR` for what is already measured."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -53,7 +54,8 @@ def _show(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
         known = json.loads(earlier.read_bytes())["recipe"]
     report = build_report(gather(folders, known))
     if html is not None:
-        write_atomic(html, to_html(report))
+        way = os.path.relpath(run.absolute(), html.absolute().parent)
+        write_atomic(html, to_html(report, Path(way).as_posix()))
     if as_json:
         print_json(report)
     else:

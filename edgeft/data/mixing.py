@@ -120,7 +120,7 @@ def check_prepared(section: Data, folder: Path, places: Mapping[str, list[str]],
     checked = check(job, log)
     report = as_dict(checked, folder)
     (folder / "check.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / CHECK_PAGE).write_text(html_report(checked, folder), encoding="utf-8")
+    (folder / CHECK_PAGE).write_text(html_report(checked, folder, "../report/report.html"), encoding="utf-8")
     fatal = [found for found in checked.findings if _wanted(section.fatal, found.code)]
     if fatal:
         more = [f"… and {len(fatal) - SHOWN_PROBLEMS} more"] if len(fatal) > SHOWN_PROBLEMS else []

@@ -11,8 +11,9 @@ METRICS_PER_TABLE = 2
 SIMPLER = ("base_zero_shot", "base_few_shot", "classical")
 
 
-def accuracy_tables(accuracy: Mapping[str, Any]) -> Iterator[Table]:
-    """Tables of a few metrics each, so that they fit a terminal."""
+def accuracy_tables(accuracy: Mapping[str, Any], paired: Sequence[Mapping[str, Any]] = ()) -> Iterator[Table]:
+    """Tables of a few metrics each, so that they fit a terminal. Pairs without a difference are a note here, and no
+    table of their own."""
     metrics = accuracy["metrics"]
     for start in range(0, len(metrics), METRICS_PER_TABLE):
         shown = metrics[start : start + METRICS_PER_TABLE]
@@ -21,7 +22,7 @@ def accuracy_tables(accuracy: Mapping[str, Any]) -> Iterator[Table]:
             scores = {score["metric"]: score for score in row["scores"]}
             rows.append((row["label"], count(row["n"]), *(score_text(scores.get(name)) for name in shown)))
         last = start + METRICS_PER_TABLE >= len(metrics)
-        notes = _accuracy_notes(accuracy) if last else []
+        notes = [*_accuracy_notes(accuracy), *_same_as(paired)] if last else []
         title = "Accuracy" if start == 0 else "Accuracy, continued"
         yield Table(title, ("", ">n", *(f">{name}" for name in shown)), rows, notes, shrinks=0)
 
@@ -29,6 +30,8 @@ def accuracy_tables(accuracy: Mapping[str, Any]) -> Iterator[Table]:
 def paired_tables(paired: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """The file's answers against others on the same examples."""
     for against in paired:
+        if _is_tie(against):
+            continue
         rows: list[tuple[str, ...]] = [
             (
                 row["metric"],
@@ -47,6 +50,18 @@ def paired_tables(paired: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
                 f"{row['metric']}: {row['outcome']} (p < {SIGNIFICANT})" for row in against["rows"] if _shown(row)
             ]
             yield Table(f"The file against {against['what']}", columns, rows, notes, shrinks=0)
+
+
+def _is_tie(against: Mapping[str, Any]) -> bool:
+    return all(row["only_a"] == row["only_b"] == 0 for row in against["rows"])
+
+
+def _same_as(paired: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for against in paired:
+        if against["rows"] and _is_tie(against):
+            names = ", ".join(row["metric"] for row in against["rows"])
+            n = against["rows"][0]["n"]
+            yield f"The file and {against['what']} have the same outcome on each of {plural(n, 'example')} ({names})"
 
 
 def slice_tables(slices: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -19,7 +19,8 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
     `parts` maps `recipe` (name, seed, base, method, shipped file's ftype), `data` (summary.json),
     `data_check` (what check.json counts by code, errors first), `train`, `distill` and `recover` (rows of log.jsonl),
     `recovered` (the file, the KL before and after), `files` (rows of files.json with sha256 and ships), `parity`,
-    `baseline`, `bench`, `others` and `verdict` (their JSON), `provenance` (names and values) and `settings` (the
+    `baseline`, `bench`, `others` and `verdict` (their JSON), `mistakes` (as `bench.mistakes`
+    finds them), `provenance` (names and values) and `settings` (the
     recipe's values by key) to what the stages wrote. A section of the report is None where its part is missing.
     """
     bench, baseline = parts.get("bench"), parts.get("baseline")
@@ -39,6 +40,7 @@ def build_report(parts: Mapping[str, Any]) -> dict[str, Any]:
         "candidates": candidates(benches, parts.get("files") or [], parts.get("parity")) if benches else None,
         "accuracy": _accuracy(parts.get("recipe", {}), bench, baseline) if bench or baseline else None,
         "paired": _paired(benches, parts.get("files") or [], baseline) if benches else [],
+        "mistakes": parts.get("mistakes"),
         "slices": bench["accuracy"].get("slices", []) if bench else [],
         "reliability": bench["accuracy"].get("reliability", []) if bench else [],
         "latency": _latency(bench) if bench else None,

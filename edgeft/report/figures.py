@@ -9,6 +9,8 @@ from edgeft.report.numbers import count, milliseconds, size
 
 SMALLEST_KL = 1e-7  # below it forms are equal for every purpose, and a logarithmic axis has no zero
 MOST_SLICES = 30
+MOST_DOTS = 40
+"""Steps of a training of which each has a point; of a longer one the line is enough."""
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -139,10 +141,11 @@ def _training(training: Mapping[str, Any] | None) -> Iterator[str]:
     if len(points) < 2:
         return
     values = [value for _, value in points]
-    log = min(values) > 0
     x = Axis("step", 0.0, max(step for step, _ in points), count)
-    y = around("loss (logarithmic)" if log else "loss", values, _plain, log=log)
+    y = around("loss", values, _plain, floor=0.0)
     marks = [svg.line(x, y, loss, "one")]
+    if len(loss) <= MOST_DOTS:
+        marks += svg.dots(x, y, [svg.Dot(a, b, "one") for a, b in loss])
     marks += [svg.line(x, y, evaluated, "two"), *svg.dots(x, y, [svg.Dot(a, b, "two") for a, b in evaluated])]
     legend = [("one", "training"), *([("two", "validation")] if evaluated else [])]
     yield svg.chart("Loss by step", x, y, marks, legend=legend)

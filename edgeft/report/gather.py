@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeft.bench.examples import Example, read_examples, take
+from edgeft.bench.mistakes import find_mistakes
 from edgeft.errors import ArtifactError
 
 PACKAGE, SETTING = "package ", "recipe "
@@ -38,9 +40,29 @@ def gather(folders: Mapping[str, Path], recipe: Mapping[str, Any]) -> dict[str, 
         parts["files"] = _files(folders["export"], recipe.get("ship"))
     if "bench" in folders and (folders["bench"] / "others.json").is_file():
         parts["others"] = _read(folders["bench"] / "others.json")
+    if "bench" in parts and (folders["bench"] / "predictions.jsonl").is_file():
+        parts["mistakes"] = _mistakes(folders, parts["bench"])
     parts["provenance"] = _provenance(folders)
     parts["settings"] = _settings(folders)
     return parts
+
+
+def _mistakes(folders: Mapping[str, Path], bench: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file that ships gets wrong, with the prompts and their places where the data stage is there."""
+    predictions = _read_lines(folders["bench"] / "predictions.jsonl")
+    examples: list[Example | None] = [None] * len(predictions)
+    places: list[dict[str, Any]] = []
+    if "data" in folders and (folders["data"] / "test.jsonl").is_file():
+        found = read_examples(folders["data"] / "test.jsonl")
+        made_from = _read(folders["bench"] / "manifest.json").get("made_from", {})
+        limit, seed = made_from.get(f"{SETTING}bench.limit"), made_from.get(f"{SETTING}seed", 0)
+        rows = take(range(len(found)), limit, seed)
+        if [found[row].answer for row in rows] == [each["reference"] for each in predictions]:
+            examples = [found[row] for row in rows]
+            lines = [each for each in _read_lines(folders["data"] / "examples.jsonl") if each["split"] == "test"]
+            places = [lines[row] for row in rows] if len(lines) == len(found) else []
+    metrics = [score["metric"] for score in bench["accuracy"]["scores"]]
+    return find_mistakes(predictions, metrics, examples, places)
 
 
 def _recovered(folder: Path) -> dict[str, Any]:
@@ -98,6 +120,9 @@ def _settings(folders: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[Any]:
+    """None where there is no such file."""
+    if not path.is_file():
+        return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:

@@ -6,10 +6,10 @@ from html import escape
 
 from edgeft.report.axes import Axis
 
-WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 44
-ROW = 24  # height of a row of a chart of rows
-LETTER, LINE = 6.6, 15  # width of a letter and height of a line of the chart's text, about
+WIDTH, HEIGHT = 360, 240  # as wide as a phone, so that text is of one size on every screen
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
+ROW = 34  # height of a row of a chart of rows
+LETTER, LINE = 6.9, 15  # width of a letter and height of a line of the chart's text, about
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
@@ -31,21 +31,19 @@ def chart(title: str, x: Axis, y: Axis, marks: Iterable[str], *, legend: Sequenc
     return _figure(title, HEIGHT, parts, legend)
 
 
-def rows_chart(
-    title: str, x: Axis, rows: Sequence[tuple[str, float, Sequence[float] | None, str]], *, names_width: int = 150
-) -> str:
-    """One line for each (name, value, interval or None, class): a dot with its interval."""
+def rows_chart(title: str, x: Axis, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> str:
+    """For each (name, value, interval or None, class) the name and below it a dot with its interval, as wide as the
+    chart."""
     height = TOP + ROW * len(rows) + BOTTOM
-    parts = _x_axis(x, height - BOTTOM, left=names_width)
+    parts = _x_axis(x, height - BOTTOM, left=RIGHT)
     for place, (name, value, interval, kind) in enumerate(rows):
-        at = TOP + ROW * (place + 0.5)
-        parts.append(
-            f'<text class="name" x="{names_width - 8}" y="{at + 4:.1f}" text-anchor="end">{_short(name)}</text>'
-        )
+        top = TOP + ROW * place
+        at = top + ROW - 10
+        parts.append(f'<text class="name" x="{RIGHT}" y="{top + LINE - 2}">{_short(name)}</text>')
         if interval:
-            low, high = (_across(x, min(max(end, x.low), x.high), names_width) for end in interval)
+            low, high = (_across(x, min(max(end, x.low), x.high), RIGHT) for end in interval)
             parts.append(f'<line class="whisker {kind}" x1="{low:.1f}" x2="{high:.1f}" y1="{at}" y2="{at}"/>')
-        dot = _across(x, min(max(value, x.low), x.high), names_width)
+        dot = _across(x, min(max(value, x.low), x.high), RIGHT)
         parts.append(f'<circle class="dot {kind}" cx="{dot:.1f}" cy="{at}" r="4.5"/>')
     return _figure(title, height, parts, ())
 
@@ -158,5 +156,5 @@ def _down(y: Axis, value: float) -> float:
     return HEIGHT - BOTTOM - y.place(value) * (HEIGHT - BOTTOM - TOP)
 
 
-def _short(text: str, most: int = 24) -> str:
+def _short(text: str, most: int = 46) -> str:
     return escape(text if len(text) <= most else text[: most - 1] + "…")

@@ -7,18 +7,22 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeft.report.accuracy_tables import accuracy_tables, interval_text, paired_tables, reliability_table, slice_tables
+from edgeft.report.mistake_tables import mistake_tables
 from edgeft.report.numbers import count, duration, in_unit, share, signed, size, three
 from edgeft.report.speed_tables import candidates_table, definitions_table, latency_table, machine_table
 from edgeft.report.table import Table
 
-VERDICT = "Verdict"
+VERDICT, HASHES = "Verdict", "Hashes"
+HASH = "_sha256"
+"""How names of what is hashed end in provenance.json."""
 SPLITS = ("train", "validation", "test")
 
 
 def report_tables(report: Mapping[str, Any]) -> list[Table]:
     """Every part of the report that is there, in the order of the run, the verdict last."""
     tables = [*preparation_tables(report), *measured_tables(report), *origin_tables(report)]
-    return [*tables, verdict_table(report["verdict"])] if report["verdict"] else tables
+    verdict = [verdict_table(report["verdict"])] if report["verdict"] else []
+    return [table for table in (*tables, *verdict) if table.rows]
 
 
 def preparation_tables(report: Mapping[str, Any]) -> Iterator[Table]:
@@ -42,7 +46,9 @@ def measured_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if report["candidates"] and len(report["candidates"]["rows"]) > 1:
         yield candidates_table(report["candidates"])
     if report["accuracy"]:
-        yield from accuracy_tables(report["accuracy"])
+        yield from accuracy_tables(report["accuracy"], report["paired"])
+    if report.get("mistakes"):
+        yield from mistake_tables(report["mistakes"])
     yield from paired_tables(report["paired"])
     yield from slice_tables(report["slices"])
     if report["reliability"]:
@@ -57,8 +63,8 @@ def origin_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     """What someone asks for who reproduces the result or doubts it."""
     if report["provenance"].keys() - {"packages", "artifacts"}:
         yield _provenance(report["provenance"])
-    if keys := report["provenance"].get("artifacts"):
-        yield Table("Artifacts", ("stage", "key"), list(keys.items()), shrinks=1, detail=True)
+    if hashes := list(_hashes(report)):
+        yield Table(HASHES, ("", "sha256"), hashes, shrinks=1, detail=True)
     if report["settings"]:
         rows: list[tuple[str, ...]] = [
             (name, json.dumps(value, ensure_ascii=False)) for name, value in report["settings"].items()
@@ -67,6 +73,18 @@ def origin_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     if report["latency"]:
         yield machine_table(report["latency"])
         yield definitions_table(report["latency"]["definitions"])
+
+
+def _hashes(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of the files, of what they were made from, and the key of every artifact: out of the way of readers."""
+    for entry in report["files"] or ():
+        if entry.get("sha256"):
+            yield entry["file"], entry["sha256"]
+    for name, value in report["provenance"].items():
+        if name.endswith(HASH):
+            yield name.removesuffix(HASH).replace("_", " "), str(value)
+    for stage, key in report["provenance"].get("artifacts", {}).items():
+        yield f"stage {stage}", key
 
 
 def verdict_table(verdict: Mapping[str, Any]) -> Table:
@@ -120,7 +138,8 @@ def _data(data: Mapping[str, Any]) -> Table:
 
 def _data_check(check: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[tuple[str, ...]] = [(found["code"], count(found["count"]), found["what"]) for found in check]
-    return Table("Data check", ("code", ">count", "what"), rows, ["File and line of each: check.html of stage data"])
+    note = "File and line of each: data/check.html"
+    return Table("Data check", ("code", ">count", "what"), rows, [note], links={note: "data/check.html"})
 
 
 def _training(title: str, training: Mapping[str, Any], recipe: Mapping[str, Any] = MappingProxyType({})) -> Table:
@@ -150,10 +169,9 @@ def _recovery(recovery: Mapping[str, Any]) -> Table:
 
 def _files(files: list[Mapping[str, Any]]) -> Table:
     rows: list[tuple[str, ...]] = [
-        (entry["file"] + (" *" if entry.get("ships") else ""), size(entry["bytes"]), entry.get("sha256") or "-")
-        for entry in files
+        (entry["file"] + (" *" if entry.get("ships") else ""), size(entry["bytes"])) for entry in files
     ]
-    return Table("Files", ("file", ">size", "sha256"), rows, ["*: the file that ships"], shrinks=2)
+    return Table("Files", ("file", ">size"), rows, ["*: the file that ships"], shrinks=0)
 
 
 def _parity(parity: Mapping[str, Any]) -> Table:
@@ -171,7 +189,7 @@ def _provenance(provenance: Mapping[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = [
         (name.replace("_", " "), str(value))
         for name, value in provenance.items()
-        if name not in ("packages", "artifacts")
+        if name not in ("packages", "artifacts") and not name.endswith(HASH)
     ]
     packages = sorted(provenance.get("packages", {}).items())
     notes = [", ".join(f"{name} {version}" for name, version in packages)] if packages else []

@@ -39,10 +39,18 @@ def failed_text(verdict: Mapping[str, Any]) -> str:
 
 def _cut(table: Table) -> Table:
     """The first rows of a long table: slices can be hundreds, and begin with the worst."""
-    rest = len(table.rows) - ROWS
+    most = table.most or ROWS
+    rows = [tuple(_narrow(cell, table.widest) for cell in row) for row in table.rows]
+    rest = len(rows) - most
     if rest <= 0 or table.title == VERDICT:
-        return table
-    return replace(table, rows=table.rows[:ROWS], notes=[f"{rest} more rows in report.html", *table.notes])
+        return replace(table, rows=rows)
+    return replace(table, rows=rows[:most], notes=[f"{rest} more rows in report.html", *table.notes])
+
+
+def _narrow(text: str, widest: int | None) -> str:
+    """One line, cut where it is too long."""
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if widest is None or len(text) <= widest else f"{text[: widest - 1]}…"
 
 
 def _block(table: Table) -> str:
@@ -55,6 +63,8 @@ def _notes(table: Table) -> list[str]:
 
 def _rows(table: Table) -> list[str]:
     names = tuple(column.removeprefix(">") for column in table.columns)
+    if table.long_texts:
+        return [line for row in table.rows for line in _named_lines(names, row)]
     rows = [names, *table.rows] if any(names) else list(table.rows)
     widths = [max(len(row[place]) for row in rows) for place in range(len(names))]
     excess = 2 + sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
@@ -64,6 +74,13 @@ def _rows(table: Table) -> list[str]:
     return [
         ("  " + GAP.join(_cell(c, w, r) for c, w, r in zip(row, widths, right, strict=True))).rstrip() for row in rows
     ]
+
+
+def _named_lines(names: tuple[str, ...], row: tuple[str, ...]) -> list[str]:
+    """A row of texts too long to stand beside each other: the first, and below it the others by name."""
+    widest = max(map(len, names[1:]))
+    lines = [f"  {row[0]}", *(f"    {name:{widest}}  {text}" for name, text in zip(names[1:], row[1:], strict=True))]
+    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
 
 
 def _cell(text: str, width: int, right: bool) -> str:

@@ -25,7 +25,7 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     }
     report = build_report(gather({stage: artifact.path for stage, artifact in inputs.items()}, known))
     write_json(out / "report.json", report)
-    (out / "report.html").write_text(to_html(report), encoding="utf-8")
+    (out / "report.html").write_text(to_html(report, ".."), encoding="utf-8")
     (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
     (out / "report.txt").write_text(to_terminal(report), encoding="utf-8")
     return {}

@@ -15,7 +15,7 @@ from edgeft.bundle.run import read_run
 from edgeft.errors import ArtifactError, GateFailed, UsageError
 from edgeft.runtime.bundle import Bundle, check_bundle, open_bundle
 from edgeft.runtime.bundle_manifest import FORMAT
-from tests.bundle.handmade import BENCH, LABELS, SCORE, SYSTEM, make_run
+from tests.bundle.handmade import BENCH, LABELS, SCORE, SYSTEM, make_run, stage
 
 
 def packed(run: Path, out: Path, extras: Extras = Extras(), **options: Any) -> Bundle:  # noqa: B008
@@ -228,3 +228,17 @@ def test_a_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is there already"):
         packed(run, tmp_path / "folder", folder=True)
     assert check_bundle(tmp_path / "folder").name == "home"
+
+
+def test_no_question_of_the_test_set_leaves(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "home")
+    texts = "## Worst answers\n\n| prompt |\n|---|\n| secret \\#\\# x |\n\n## Errors by field\n\n| secret |\n\n"
+    report = {"report.json": {"format": 1, "mistakes": {"worst": ["secret"]}}, "report.md": (
+        "# home\n\n## Accuracy\n\n| 0.9 |\n\n" + texts + "## Parity\n\n| pass |\n").encode()}  # fmt: skip
+    stage(run, "report", report, {}, {"stage bench": read_run(run).stages["bench"].key})
+    pack(read_run(run), tmp_path / "app", Extras(), folder=True)
+    assert json.loads((tmp_path / "app" / "reports" / "report.json").read_text()) == {"format": 1}
+    card = (tmp_path / "app" / "README.md").read_text()
+    assert "secret" not in card
+    assert "## Accuracy\n\n| 0.9 |" in card
+    assert "## Parity\n\n| pass |" in card

@@ -235,9 +235,12 @@ def test_reports_are_plain_data_and_safe_html(planted: tuple[Checked, dict[int, 
     result, _ = planted
     shown = json.loads(json.dumps(as_dict(result)))
     assert shown["errors"] == result.n_errors > 0
-    page = html_report(result)
+    page = html_report(result, report="../report/report.html")
+    assert '<a href="../report/report.html">' in page
+    assert "prefers-color-scheme: dark" in page
     assert "<script" not in page
-    assert "http" not in page.lower().replace("https://", "")
+    assert "http://" not in page.lower()
+    assert "src=" not in page
     assert "<|im_start|>" not in page
 
 

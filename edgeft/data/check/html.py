@@ -6,48 +6,61 @@ from typing import TYPE_CHECKING
 
 from edgeft.data.check.codes import CODES
 from edgeft.data.check.summary import named
+from edgeft.page import page
 
 if TYPE_CHECKING:
     from edgeft.data.check.engine import Checked, FileSummary
 
 WORST = 20
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
-color:#222;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{text-align:left;padding:.2rem .8rem .2rem 0;
-border-bottom:1px solid #ddd;vertical-align:top}td.n{text-align:right}.bar{background:#4878a8;height:.8rem}
-.error{color:#a40000}.warning{color:#8a5a00}h2{margin-top:2rem}code{font-size:.9em}"""
 
 
-def html_report(checked: "Checked", folder: Path | None = None) -> str:
-    """Counts by code, distributions of each file, and the first findings of every code."""
-    body = [f"<h1>Data check</h1><p>{checked.n_errors} errors in {len(checked.files)} files.</p>"]
-    rows = [
-        f'<tr><td><code>{code}</code></td><td class="{CODES[code].severity}">{CODES[code].severity}</td>'
-        f'<td class="n">{n}</td><td>{escape(CODES[code].title)}</td><td>{escape(CODES[code].advice)}</td></tr>'
-        for code, n in sorted(checked.counts.items())
-        if n
-    ]
-    head = "<tr><th>code</th><th>severity</th><th>count</th><th>what</th><th>what to do</th></tr>"
-    body.append(f"<table>{head}{''.join(rows)}</table>")
-    body += [_file(summary, folder) for summary in checked.files]
-    body.append("<h2>Worst offenders</h2>")
+def html_report(checked: "Checked", folder: Path | None = None, report: str | None = None) -> str:
+    """Counts by code, the first findings of every code, and distributions of each file. `report` is the way from the
+    page to the run's report, if it has one."""
+    kind = "fail" if checked.n_errors else "pass"
+    link = f'<p><a href="{escape(report)}">The report of the run</a></p>' if report else ""
+    header = (
+        f'<p class="badge {kind}">{plural(checked.n_errors, "error")} in {plural(len(checked.files), "file")}</p>{link}'
+    )
+    body = [_counts(checked)] if any(checked.counts.values()) else []
     for code in sorted({found.code for found in checked.findings}):
         some = [found for found in checked.findings if found.code == code][:WORST]
         items = "".join(
             f"<li><code>{escape(named(f.path, folder))}{f':{f.line}' if f.line else ''}</code> {escape(f.detail)}</li>"
             for f in some
         )
-        body.append(f"<h3>{code} {escape(CODES[code].title)} ({checked.counts[code]})</h3><ul>{items}</ul>")
+        shown = f", the first {WORST}" if checked.counts[code] > WORST else ""
+        title = f"{code} {escape(CODES[code].title)} ({checked.counts[code]:,}{shown})"
+        body.append(f'<section><h2>{title}</h2><ul class="notes">{items}</ul></section>')
+    body += [_file(summary, folder) for summary in checked.files]
+    return page("Data check", "edgeft", header, "".join(body))
+
+
+def _counts(checked: "Checked") -> str:
+    names = ("code", "severity", "count", "what", "what to do")
+    rows = []
+    for code, n in sorted(checked.counts.items()):
+        if n:
+            found = CODES[code]
+            cells = (f"<code>{code}</code>", found.severity, f"{n:,}", escape(found.title), escape(found.advice))
+            kinds = ("", found.severity, "n", "", "")
+            rows.append("".join(
+                f'<td class="{kind}" data-c="{name}">{cell}</td>'
+                for name, kind, cell in zip(names, kinds, cells, strict=True)
+            ))  # fmt: skip
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>edgeft data check</title>'
-        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+        '<section><h2>What was found</h2><div class="scroll"><table class="prose">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )
 
 
 def _file(summary: "FileSummary", folder: Path | None) -> str:
     parts = [
-        f"<h2>{escape(named(str(summary.path), folder))}</h2><p>{summary.format}, {summary.n_examples} examples in "
-        f"{summary.n_lines} lines, {summary.n_chars} characters.</p>"
+        f"<section><h2>{escape(named(str(summary.path), folder))}</h2><p>{summary.format}, "
+        f"{plural(summary.n_examples, 'example')} in {plural(summary.n_lines, 'line')}, {summary.n_chars:,} "
+        "characters.</p>"
     ]
     lengths = {f"&lt; {2**bits}": n for bits, n in sorted(summary.answer_chars.items())}
     parts.append(_bars("Characters of the answer", lengths))
@@ -59,7 +72,7 @@ def _file(summary: "FileSummary", folder: Path | None) -> str:
         parts.append(_bars("Languages of a sample", dict(summary.languages.most_common(8))))
     if 1 < len(summary.labels) <= 1000:
         parts.append(_bars("Most frequent short answers", {escape(k): n for k, n in summary.labels.most_common(30)}))
-    return "".join(parts)
+    return "".join([*parts, "</section>"])
 
 
 def _bars(title: str, counts: dict[str, int]) -> str:
@@ -68,8 +81,13 @@ def _bars(title: str, counts: dict[str, int]) -> str:
         return ""
     largest = max(counts.values())
     rows = "".join(
-        f'<tr><td>{name}</td><td class="n">{n}</td><td style="width:20rem"><div class="bar" '
+        f'<tr><td>{name}</td><td class="n">{n:,}</td><td class="meters"><div class="meter" '
         f'style="width:{100 * n / largest:.1f}%"></div></td></tr>'
         for name, n in counts.items()
     )
-    return f"<h3>{title}</h3><table>{rows}</table>"
+    return f'<h3>{title}</h3><table class="matrix bars">{rows}</table>'
+
+
+def plural(number: int, noun: str) -> str:
+    """1 → `1 error`, 1200 → `1,200 errors`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
