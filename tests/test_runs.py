@@ -113,7 +113,7 @@ def test_a_path_that_stands_for_none(tmp_path: Path, name: str) -> None:
         find_model(tmp_path / path)
 
 
-@pytest.mark.parametrize("line", ["inspect runs/y", "bench runs/y --data d", "compare runs/y runs/x",
+@pytest.mark.parametrize("line", ["inspect runs/y", "bench runs/y --data d", "compare runs/y runs/x", "chat runs/y",
                                   "parity runs/x runs/y", "parity runs/y", "report runs/y", 
                                   "pack runs/y -o b", "gate runs/y --budget 'size_bytes <= 1'"])  # fmt: skip
 def test_every_command_lists_the_runs_there_are(

@@ -34,6 +34,7 @@ COMMANDS = {
     "imatrix": ("imatrix", "Collect an importance matrix for quantization."),
     "parity": ("parity", "Compare exported files with the model they come from."),
     "bench": ("bench", "Measure accuracy and speed of a model file."),
+    "chat": ("chat", "Talk to a model at the terminal, or ask it one question."),
     "compare": ("compare", "Say which of two files is faster, or that neither is."),
     "gate": ("gate", "Judge measurements against budgets."),
     "report": ("report", "Show what a run measured."),
