@@ -20,6 +20,7 @@ from edgeft.interrupts import Interrupted
 from edgeft.plan import Planned, differences, plan
 from edgeft.quiet import uncompiled_imports
 from edgeft.recipe import Recipe
+from edgeft.status import Unwatched, Watcher
 from edgeft.store import Store
 from edgeft.torch_dtype import settled
 
@@ -84,12 +85,12 @@ def run(
     until: str | None = None,
     force: tuple[str, ...] = (),
     stages: Mapping[str, StageFunction] | None = None,
-    after: Callable[[Artifact], None] | None = None,
+    watch: Watcher | None = None,
 ) -> Result:
     """Make every stage of the recipe that is not up to date, up to and including `until`.
 
-    `stages` maps names to functions; by default `edgeft.stages` is imported, module by module, when needed. `after`
-    sees every artifact before the next stage is made, and may raise.
+    `stages` maps names to functions; by default `edgeft.stages` is imported, module by module, when needed. `watch`
+    is told of every stage, and sees every artifact before the next stage is made.
     A failed gate lets the stages behind it run and comes back in the result. Raises ParityFailed when an
     exported form is not the trained model, MissingExtra when a stage lacks a package, and what stages raise.
     """
@@ -98,6 +99,8 @@ def run(
     _show(states, log)
     if compute_type and any(state.artifact is None and state.planned.torch_dtype for state in states):
         log.say(f"torch_dtype: auto is {compute_type}")
+    watch = watch or Unwatched()
+    watch.planned([(state.planned.stage, state.artifact is not None) for state in states])
     artifacts: dict[str, Artifact] = {}
     made: list[str] = []
     failure: GateFailed | None = None
@@ -106,6 +109,7 @@ def run(
         artifact = state.artifact
         if artifact is None:
             inputs = {stage: artifacts[stage] for stage in planned.step.reads}
+            watch.begins(planned.stage)
             try:
                 artifact, is_new = _make(recipe, state, inputs, store, log, stages)
             except KeyboardInterrupt as error:
@@ -113,8 +117,7 @@ def run(
             if is_new:
                 made.append(planned.stage)
         artifacts[planned.stage] = artifact
-        if after is not None:
-            after(artifact)
+        watch.ends(artifact)
         failed = _failure(artifact, store.link(recipe.name, artifact))
         if failed and planned.step.stops:
             raise failed

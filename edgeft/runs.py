@@ -18,6 +18,8 @@ EXPORT, BENCH = "export", "bench"
 TRAINED = ("distill", "merge")
 """Stages whose artifact is the trained model as a Hugging Face folder, the latest of a run first."""
 SUFFIXES = (".gguf", ".onnx")
+MARKS = (f"*/{MANIFEST}", f"{BENCH}/bench.json", "status.json")
+"""What a run's folder has, one or another."""
 WEIGHTS = ("*.onnx", "onnx/*.onnx", "*.safetensors", "config.json")
 LFS_POINTER = b"version https://git-lfs"
 
@@ -64,8 +66,9 @@ def stages_of(run: Path) -> dict[str, Artifact]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a run: one with artifacts of stages in it, or with what a benchmark wrote."""
-    return path.is_dir() and any(next(path.glob(name), None) for name in (f"*/{MANIFEST}", f"{BENCH}/bench.json"))
+    """Whether `path` is the folder of a run: one with artifacts of stages in it, what a benchmark wrote, or how far
+    it is."""
+    return path.is_dir() and any(next(path.glob(mark), None) for mark in MARKS)
 
 
 def runs_in(workdir: Path) -> list[Path]:

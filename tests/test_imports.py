@@ -18,7 +18,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library and our errors only, so ev
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "interrupts", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
-    "doctor", "torch_dtype", "runs",
+    "doctor", "torch_dtype", "runs", "status", "machine",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "interrupts": (set(), set()),
     "artifact": ({"errors"}, set()),
     "runs": ({"artifact", "errors", "runtime.bundle"}, set()),
+    "status": ({"artifact", "console", "errors"}, set()),
     "store": ({"artifact", "console", "errors"}, set()),
     "yaml12": (set(), {"yaml"}),
     "sections": (set(), {"pydantic"}),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": (
-        {"artifact", "console", "errors", "extras", "interrupts", "plan", "quiet", "recipe", "store",
+        {"artifact", "console", "errors", "extras", "interrupts", "plan", "quiet", "recipe", "status", "store",
          "torch_dtype"},
         set(),
     ),
@@ -81,7 +82,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "gguf", "llama_cpp", "onnx", "tokenizers"},
     ),
     "parity": (
-        {"artifact", "console", "conversation", "errors", "export", "quant", "runs", "runtime", "training"},
+        {"artifact", "console", "conversation", "errors", "export", "quant", "runtime", "training"},
         TORCH | {"onnx"},
     ),
     "stages": (

@@ -25,6 +25,7 @@ PLACES = ("-o", "--out", "--output", "--html", "--junit", "--markdown", "--workd
 COMMANDS = {
     "init": ("init", "Write a recipe and sample data to start from."),
     "run": ("run", "Run a recipe: make all that is not up to date."),
+    "runs": ("runs", "List the runs there are, or watch a running one."),
     "data": ("data", "Import, check, split, redact and prepare data."),
     "train": ("stage", "Fine-tune (or pre-train) the recipe's model."),
     "merge": ("stage", "Fold the adapter into the base model."),

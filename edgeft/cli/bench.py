@@ -11,6 +11,7 @@ from edgeft.cli._output import print_json
 
 TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
 FILE = click.Path(path_type=Path, dir_okay=False)
+NEEDS_DATA = "a model file needs --data FILE (chat JSONL with the expected answers) or --synthetic 128:64"
 OF_A_RUN = (
     "metrics", "json_schema", "out_of_scope", "abstain_below", "slice_by", "limit", "max_new_tokens", "n_ctx",
     "n_threads",
@@ -101,10 +102,6 @@ def command(name: str, text: str) -> click.Command:
             _bench_recipe(target, baseline, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
         else:
             file, given = _with_own(target, given)
-            if "data" not in given and "synthetic" not in given:
-                raise click.UsageError(
-                    "a model file needs --data FILE (chat JSONL with the expected answers) or --synthetic 128:64"
-                )
             _bench_file(file, as_json=as_json, with_roofline=roofline, baseline=baseline, **given)
 
     return bench_command
@@ -124,7 +121,10 @@ def _with_own(target: Path, given: dict[str, Any]) -> tuple[Path, dict[str, Any]
     """The model of `target`, and `given` behind what its run was measured with, or what its bundle says."""
     from edgeft.bundle.run import put
     from edgeft.runs import find_model, recipe_values
+    from edgeft.runtime.bundle import is_bundle
 
+    if not (given.keys() & {"data", "synthetic"} or (target.is_dir() and not is_bundle(target))):
+        raise click.UsageError(NEEDS_DATA)
     found, own = find_model(target), {}
     if found.bundle is not None:
         generation = found.bundle.json("generation") or {}
@@ -137,7 +137,10 @@ def _with_own(target: Path, given: dict[str, Any]) -> tuple[Path, dict[str, Any]
         own["data"] = found.run / "data" / "test.jsonl"
         if "synthetic" in given or not own["data"].is_file():
             del own["data"]
-    return found.model, {key: value for key, value in own.items() if value not in (None, (), [])} | given
+    given = {key: value for key, value in own.items() if value not in (None, (), [])} | given
+    if not given.keys() & {"data", "synthetic"}:
+        raise click.UsageError(NEEDS_DATA)
+    return found.model, given
 
 
 def _bench_file(

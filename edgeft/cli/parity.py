@@ -65,7 +65,7 @@ def _sides(target: Path, files: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...
     Raises ModelError that lists all that is not, UsageError for a bundle as the first."""
     from edgeft.errors import ModelError, UsageError
     from edgeft.parity.arguments import check_inputs
-    from edgeft.runs import exported_models, find_model, is_run, trained_model
+    from edgeft.runs import exported_models, find_model, is_run, runs_there_are, trained_model
     from edgeft.runtime.bundle import is_bundle
 
     if is_bundle(target):
@@ -86,7 +86,8 @@ def _sides(target: Path, files: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...
     except ModelError as error:
         problems.insert(0, str(error))
     if problems:
-        raise ModelError("\n".join(problems))
+        known = "" if "there are: " in problems[-1] else runs_there_are(target)
+        raise ModelError("\n".join(problems) + known)
     return model, tuple(found)
 
 

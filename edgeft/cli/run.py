@@ -54,6 +54,7 @@ def run_recipe(
     from edgeft.preflight.ready import check_ready
     from edgeft.preflight.slow_type import warn_of_slow_type
     from edgeft.quiet import quiet_libraries
+    from edgeft.status import STATUS, RunStatus
     from edgeft.store import Store
 
     recipe = load_recipe(path, overrides)
@@ -66,11 +67,16 @@ def run_recipe(
     check_ready(recipe, inspect(recipe, store, until, force), workdir)
     warn_of_slow_type(recipe, lambda: inspect(recipe, store, until, force), log)
 
-    def look_ahead(artifact: "Artifact") -> None:
-        if artifact.stage == "data":
-            foresee_cut_answers(recipe, artifact, log.say)
+    class Following(RunStatus):
+        def ends(self, artifact: "Artifact") -> None:
+            super().ends(artifact)
+            if artifact.stage == "data":
+                foresee_cut_answers(recipe, artifact, log.say)
 
-    result = run(recipe, store, log, until=until, force=force, after=look_ahead)
+    source = {"recipe_file": str(path.absolute()), "overrides": list(overrides)}
+    status = Following(workdir / recipe.name / STATUS, recipe.name, source)
+    with status.recorded():
+        result = run(recipe, store, status.log(log), until=until, force=force, watch=status)
     if not result.made:
         log.say("up to date")
     if as_json:

@@ -90,6 +90,44 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
         process.kill()
 
 
+def is_alive(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs: the same one, where the system says when it began (`started_at`)."""
+    now = started_at(pid)
+    if now is not None and started is not None:
+        return now == started
+    if sys.platform == "win32":  # where a signal 0 would end it
+        return _runs_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def started_at(pid: int) -> str | None:
+    """When a process began, in a form of this system; None where it does not say or there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()[19]  # field 22 of proc(5), counted behind the name
+
+
+def _runs_on_windows(pid: int) -> bool:
+    import ctypes
+
+    limited, still_active = 0x1000, 259
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    handle, code = kernel.OpenProcess(limited, False, pid), ctypes.c_ulong()
+    if not handle:
+        return False
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return code.value == still_active
+
+
 def signal_name(number: int) -> str:
     """`SIGKILL`; `signal 99` for one without a name."""
     try:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeft.errors import ModelError
-from edgeft.runs import runs_there_are
 
 
 def check_inputs(model_dir: Path, files: Sequence[Path]) -> None:
     """Raise ModelError that lists all that is not there."""
     problems = []
     if not (model_dir / "config.json").is_file():
-        problems.append(f"{model_dir}: no model folder (it has no config.json) and no run's{runs_there_are(model_dir)}")
+        problems.append(f"{model_dir}: no model folder (it has no config.json)")
     for path in files:
         if not path.exists():
             beside = sorted(each.name for each in path.parent.glob("*.gguf")) if path.parent.is_dir() else []
