@@ -180,9 +180,9 @@ def test_the_table_fits_a_terminal(folder: Path, tmp_path: Path) -> None:
     parity = compare_files(folder, [bad], n_gen=4, n_threads=1, limits=LIMITS, log=silent_log())
     lines = render_table(parity).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[2].split() == ["torch", "reference", "ok"]
+    assert lines[2].split() == ["torch", "reference", "pass"]
     assert lines[3].startswith("…")
-    assert lines[3].endswith("BAD")
+    assert lines[3].endswith("FAIL")
     assert lines[-2].startswith("first bad: a-very-long-name-of-a-model-Q4_K_M.gguf: prompt 0 ('Hello!')")
     assert not any(line != line.rstrip() for line in lines)
 

@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         told = explained(error, words)
         if debug or told is None:
             raise
-        click.echo(f"error: {told}", err=True)
+        click.echo(_painted(f"error: {told}"), err=True)
         code = _told(error, told, getattr(error, "exit_code", 1), said)
     except (click.Abort, KeyboardInterrupt) as error:
         if debug:
@@ -124,6 +124,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     finally:
         sys.stdout = said.stream
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _painted(text: str) -> str:
+    from edgeft.cli._output import coloured, has_colour
+
+    return coloured(text) if has_colour(sys.stderr) else text
 
 
 class Said:

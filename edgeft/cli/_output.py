@@ -2,11 +2,22 @@
 
 import json
 import math
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
+
+UNJUDGED = ("PASS, but no accuracy budget is set", "PASS, no accuracy budget")
+COLOURS = {"PASS": "green", "pass": "green", "FAIL": "red"} | dict.fromkeys(UNJUDGED, "yellow")
+WORDS = f"(?:{'|'.join(UNJUDGED)}|PASS|FAIL)"
+# A verdict begins its line (an error's after that word), or is a cell of a table.
+VERDICT = re.compile(
+    rf"(?m)^{WORDS}(?=:|$)|(?<=^error: ){WORDS}(?=:)|(?<=  ){WORDS}(?=  )|(?<=^  )pass(?=  )|(?<= )(?:pass|FAIL)$"
+)
 
 
 def print_json(value: Any) -> None:
@@ -18,6 +29,23 @@ def refuse_to_overwrite(path: Path, force: bool) -> None:
     """Raise UsageError when there is something at `path` and nobody said --force. `-` is stdout."""
     if path != Path("-") and path.exists() and not force:
         raise click.UsageError(f"{path}: is already there, not overwritten; choose another name, or add --force")
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether what is written to `stream` may have colours: a terminal, unless NO_COLOR (https://no-color.org) is set
+    or the terminal is a dumb one."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def show_verdict(text: str) -> None:
+    """Print a text with verdicts in it, in colour where stdout has colours."""
+    click.echo(coloured(text) if has_colour(sys.stdout) else text, nl=not text.endswith("\n"))
+
+
+def coloured(text: str) -> str:
+    """`text` with its verdicts in the one green and the one red. A PASS that no wrong answer could have changed
+    ("PASS, but no accuracy budget", "PASS, no accuracy budget") is yellow."""
+    return VERDICT.sub(lambda found: click.style(found[0], fg=COLOURS[found[0]], bold=True), text)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
-from edgeft.cli._output import print_json
+from edgeft.cli._output import print_json, show_verdict
 
 TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -235,4 +235,4 @@ def _show(name: str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(content)
     else:
-        click.echo(to_terminal(build_report({"recipe": {"name": name}, "bench": content})), nl=False)
+        show_verdict(to_terminal(build_report({"recipe": {"name": name}, "bench": content})))

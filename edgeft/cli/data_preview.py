@@ -6,7 +6,7 @@ import click
 
 from edgeft.cli._data import format_options
 from edgeft.cli._options import json_option, load_recipe
-from edgeft.cli._output import print_json
+from edgeft.cli._output import has_colour, print_json
 
 
 def command(name: str, text: str) -> click.Command:
@@ -30,7 +30,6 @@ def command(name: str, text: str) -> click.Command:
         encoding: str,
         as_json: bool,
     ) -> None:
-        import os
         import sys
         from itertools import islice
 
@@ -50,7 +49,7 @@ def command(name: str, text: str) -> click.Command:
         if as_json:
             print_json([one.as_dict() for one in shown])
             return
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        colour = has_colour(sys.stdout)
         for one in shown:
             click.echo(f"── {source}:{one.line} · {one.n_tokens} tokens, {one.n_learned} learned")
             for piece, learned in one.pieces:

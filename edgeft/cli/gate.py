@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
-from edgeft.cli._output import print_json
+from edgeft.cli._output import print_json, show_verdict
 
 if TYPE_CHECKING:
     from edgeft.bench.gate import Results, Verdict
@@ -125,4 +125,4 @@ def _write(
     if as_json:
         print_json({"file": results.file, "failure": results.failure, **verdict.to_json()})
     else:
-        click.echo(verdict_text(verdict.to_json()), nl=False)
+        show_verdict(verdict_text(verdict.to_json()))

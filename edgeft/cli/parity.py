@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
-from edgeft.cli._output import print_json
+from edgeft.cli._output import print_json, show_verdict
 
 
 def command(name: str, text: str) -> click.Command:
@@ -112,7 +112,7 @@ def _compare(
     if as_json:
         print_json(parity)
     else:
-        click.echo(render_table(parity))
+        show_verdict(render_table(parity))
     if parity["first_bad"]:
         raise ParityFailed(f"not the model of {model}; first bad: {parity['first_bad']}")
 

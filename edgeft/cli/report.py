@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
-from edgeft.cli._output import print_json
+from edgeft.cli._output import print_json, show_verdict
 from edgeft.errors import UsageError
 
 
@@ -59,4 +59,5 @@ def _show(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        click.echo(to_markdown(report) if markdown else to_terminal(report), nl=False)
+        text = to_markdown(report) if markdown else to_terminal(report)
+        click.echo(text, nl=False) if markdown else show_verdict(text)

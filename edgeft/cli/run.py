@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeft.cli._options import json_option, load_recipe, set_option, workdir_option
-from edgeft.cli._output import print_json, size, table
+from edgeft.cli._output import print_json, show_verdict, size, table
 
 if TYPE_CHECKING:
     from edgeft.artifact import Artifact
@@ -180,7 +180,7 @@ def _result_json(recipe: "Recipe", workdir: Path, result: "Result") -> dict[str,
 def _print_result(recipe: "Recipe", workdir: Path, result: "Result") -> None:
     """What the last stage found, then where things are."""
     stage, last = list(result.artifacts.items())[-1]
-    click.echo(_summary(stage, last))
+    show_verdict(_summary(stage, last) + "\n")
     click.echo(f"{stage}: {workdir / recipe.name / stage}")
     if shipped := _shipped(recipe, result.artifacts.get("export")):
         click.echo(f"file:   {workdir / recipe.name / 'export' / shipped}")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgeft.cli._options import json_option, workdir_option
-from edgeft.cli._output import print_json, size, table
+from edgeft.cli._output import print_json, show_verdict, size, table
 
 POLL_S, PLAIN_INTERVAL_S = 1.0, 10.0
 EXIT_UNFINISHED, EXIT_FAILED = 1, 3
@@ -39,7 +39,7 @@ def command(name: str, text: str) -> click.Command:
         elif as_json:
             print_json(rows)
         elif rows:
-            click.echo(table(("run", "state", "score", "size", "verdict", "path"), [_cells(row) for row in rows]))
+            show_verdict(table(("run", "state", "score", "size", "verdict", "path"), [_cells(row) for row in rows]))
         else:
             click.echo(f"no run in {workdir}; `edgeft run RECIPE` makes one", err=True)
 
@@ -135,7 +135,7 @@ def _watch(rows: list[dict[str, Any]], workdir: Path, *, named: bool, as_json: b
     if as_json:
         click.echo(json.dumps(last))
     else:
-        click.echo(("\n" if _in_place(as_json) else "") + "  ".join(_cells(last)))
+        show_verdict(("\n" if _in_place(as_json) else "") + "  ".join(_cells(last)))
         if last["message"]:
             click.echo(last["message"], err=True)
     if last["state"] != DONE:

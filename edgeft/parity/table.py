@@ -24,7 +24,7 @@ def render_table(parity: Mapping[str, Any]) -> str:
         else:
             numbers = [_number(form, row.get(name)) for name, (_, form) in NUMBERS.items()]
         step = row["previous"] and _number("{:.2e}", row["previous"]["kl_mean"])
-        lines.append(_line(row["form"], numbers, step or "", "ok" if row["ok"] else "BAD"))
+        lines.append(_line(row["form"], numbers, step or "", "pass" if row["ok"] else "FAIL"))
     lines += textwrap.wrap(
         f"{parity['prompts']} prompts, {parity['positions']} positions; KL in nats from {parity['reference']}; "
         "KL step: from the form before",

@@ -48,8 +48,9 @@ def _cut(table: Table) -> Table:
 
 
 def _narrow(text: str, widest: int | None) -> str:
-    """One line, cut where it is too long."""
+    """One line without what a terminal would obey, cut where it is too long: texts of users and models are shown."""
     text = " ".join(text.split()) if "\n" in text else text
+    text = "".join(letter if letter.isprintable() else "·" for letter in text)
     return text if widest is None or len(text) <= widest else f"{text[: widest - 1]}…"
 
 
