@@ -145,7 +145,7 @@ def read_results(path: Path) -> Results:
     """
     if not path.exists():
         raise ArtifactError(
-            f"{path}: no such file or folder; give a run's folder or the file of `edgeft bench --out`"
+            f"{path}: no such file or folder; give a run's folder or the file of `edgeft bench -o`"
             f"{runs_there_are(path)}"
         )
     file = path if path.is_file() else path / "bench" / "bench.json"

@@ -60,8 +60,9 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, text = COMMANDS[cmd_name]
-        command: click.Command = import_module(f"edgeft.cli.{module}").command(cmd_name, text)
-        return command
+        from edgeft.cli._examples import with_examples
+
+        return with_examples(import_module(f"edgeft.cli.{module}").command(cmd_name, text), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,6 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,29 @@ if TYPE_CHECKING:
     from edgeft.recipe import Recipe
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Renamed(click.Option):
+    """An option whose earlier names (`aliases`) work and are not shown: scripts written with them go on."""
+
+    def __init__(self, names: Sequence[str], *, aliases: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__([*names, *aliases], **settings)
+        self.aliases = frozenset(aliases)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The help without the aliases."""
+        every, self.opts = self.opts, [name for name in self.opts if name not in self.aliases]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
+def output_option(what: str, **settings: Any) -> Decorator:
+    """`-o/--output`, as every command calls what it writes; the parameter is `out`."""
+    path = click.Path(path_type=Path)
+    return click.option("-o", "--output", "out", cls=Renamed, aliases=("--out",), type=path, help=what, **settings)
+
 
 set_option = click.option(
     "--set",

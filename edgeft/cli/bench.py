@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
+from edgeft.cli._options import Renamed, is_recipe, json_option, output_option, set_option, workdir_option
 from edgeft.cli._output import print_json, show_verdict
 
 TIMING = ("prompts", "n_gen", "repetitions", "cold_loads", "synthetic")
@@ -74,7 +74,9 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--n-ctx", type=click.IntRange(8), help="Context window, in tokens.")
     @click.option("--n-threads", type=click.IntRange(1), help="CPU threads.")
     @click.option("--cpus", type=Cores(), help="Run on these cores only, e.g. 0,2 or 0-3.")
-    @click.option("--prompts", type=click.IntRange(1), help="Prompts timed.")
+    @click.option(
+        "--n-prompts", "prompts", cls=Renamed, aliases=("--prompts",), type=click.IntRange(1), help="Prompts timed."
+    )
     @click.option("--n-gen", type=click.IntRange(2), help="Tokens generated after each timed prompt.")
     @click.option("--synthetic", type=Lengths(), multiple=True, help="Time random tokens instead, e.g. 128:64.")
     @click.option("--repetitions", type=click.IntRange(1), help="Times each prompt is timed.")
@@ -85,7 +87,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--device", help="torch's device, e.g. cuda. [cpu]")
     @click.option("--roofline/--no-roofline", default=True, help="Hold the speed against this machine's limits.")
     @click.option("--timeout-s", type=click.FloatRange(1), help="A runtime silent for so long hangs. [120]")
-    @click.option("--out", type=click.Path(path_type=Path), help="Write bench.json there as well.")
+    @output_option("Write bench.json there as well.")
     @click.option("--save-baseline", metavar="NAME", help="Store what was measured, to compare with later.")
     @click.option("--force", is_flag=True, help="Measure again (with a recipe).")
     @set_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeft.cli._options import json_option
+from edgeft.cli._options import json_option, output_option
 from edgeft.cli._output import print_json
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def command(name: str, text: str) -> click.Command:
     @click.option("--clock", type=click.Choice(["auto", "cpu", "wall"]), help="See docs/gating.md. [auto]")
     @click.option("--seed", type=int, help="Seed of the random order. [0]")
     @click.option("--data", type=click.Path(path_type=Path), help="Chat JSONL; its first example is the prompt.")
-    @click.option("--out", type=click.Path(path_type=Path), help="Write every raw sample there, after each run.")
+    @output_option("Write every raw sample there, after each run.")
     @json_option
     def compare_command(
         a: str, b: str, max_slowdown: float | None, strict: bool, as_json: bool, data: Path | None, out: Path | None,

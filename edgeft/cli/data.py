@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from edgeft.cli._examples import with_examples
+
 # name -> (module under edgeft.cli, help)
 COMMANDS = {
     "import": ("data_import", "Convert a file to canonical chat JSONL."),
@@ -28,8 +30,7 @@ class DataGroup(click.Group):
             return None
         module, text = COMMANDS[cmd_name]
         stage = "data" if cmd_name == "prepare" else cmd_name
-        command: click.Command = import_module(f"edgeft.cli.{module}").command(stage, text)
-        return command
+        return with_examples(import_module(f"edgeft.cli.{module}").command(stage, text), f"data {cmd_name}")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,11 +1,11 @@
-"""`edgeft export RECIPE`, or `edgeft export gguf|onnx MODEL_DIR --out DIR` without a recipe."""
+"""`edgeft export RECIPE`, or `edgeft export gguf|onnx MODEL_DIR -o DIR` without a recipe."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
+from edgeft.cli._options import Renamed, is_recipe, json_option, output_option, set_option, workdir_option
 from edgeft.cli._output import print_json, size, table
 from edgeft.cli.export_onnx import export_onnx_folder, onnx_options
 
@@ -22,11 +22,14 @@ def command(name: str, text: str) -> click.Command:
     )
     @click.argument("words", nargs=-1, required=True, metavar=f"[{'|'.join(FORMATS)}] TARGET")
     @click.option("--ftype", "ftypes", multiple=True, help="llama.cpp's name of a quantization; repeatable. [F16]")
-    @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the files of a model folder.")
+    @output_option("Folder for the files of a model folder.")
     @click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter to fold into the model.")
     @click.option("--adapter-only", is_flag=True, help="Write the adapter alone, for llama.cpp to load with the base.")
     @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (llama.cpp's file).")
-    @click.option("--threads", type=click.IntRange(min=1), help="Threads that quantize. [one a core]")
+    @click.option(
+        "--n-threads", "threads", cls=Renamed, aliases=("--threads",), type=click.IntRange(min=1),
+        help="Threads that quantize. [one a core]",
+    )  # fmt: skip
     @onnx_options
     @click.option("--force", is_flag=True, help="Make the files again (with a recipe).")
     @set_option
@@ -56,7 +59,7 @@ def command(name: str, text: str) -> click.Command:
             run_until(target, name, force=force, overrides=overrides, workdir=workdir, as_json=as_json)
             return
         if out is None:
-            raise click.UsageError("a model folder needs --out DIR, where the files will be written")
+            raise click.UsageError("a model folder needs -o DIR, where the files will be written")
         if adapter_only and (adapter is None or ftypes or imatrix):
             raise click.UsageError("--adapter-only needs --adapter DIR, and takes no --ftype or --imatrix: LoRA is F32")
         if form == "onnx":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeft.cli._options import json_option
+from edgeft.cli._options import json_option, output_option
 from edgeft.cli._output import print_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command(name: str, text: str) -> click.Command:
     @click.argument("model", type=click.Path(path_type=Path))
     @click.option("--data", "examples", type=click.Path(path_type=Path), help="Chat JSONL with the answers.")
     @click.option("--text", "general", type=click.Path(path_type=Path), help="General text. [a built-in page]")
-    @click.option("-o", "--out", type=click.Path(path_type=Path), default="imatrix.gguf", show_default=True)
+    @output_option("File to write.", default="imatrix.gguf", show_default=True)
     @click.option("--max-tokens", type=click.IntRange(1), default=32_768, show_default=True)
     @click.option("--chunk-size", type=click.IntRange(2), default=512, show_default=True, help="Longest sequence.")
     @click.option("--seed", type=int, default=0, show_default=True, help="Draws the conversations.")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from edgeft.cli._options import output_option
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -12,7 +14,7 @@ def command(name: str, text: str) -> click.Command:
 
     @click.command(name, help=f"{text} Quantized weights are dequantized.")
     @click.argument("file", type=click.Path(path_type=Path))
-    @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="New folder for the model.")
+    @output_option("New folder for the model.", required=True)
     @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Of the weights.")
     def import_command(file: Path, out: Path, dtype: str) -> None:
         from edgeft.console import terminal_log

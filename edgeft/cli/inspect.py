@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import json_option
+from edgeft.cli._options import Renamed, json_option
 from edgeft.cli._output import print_json, size, table
 
 WIDTH = 80
@@ -23,7 +23,10 @@ def command(name: str, text: str) -> click.Command:
     @click.argument("file", type=click.Path(path_type=Path))
     @click.option("--tensors", is_flag=True, help="List every tensor.")
     @click.option("--load", is_flag=True, help="Load and run it as well, in a process of its own.")
-    @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Longest --load, in seconds. [120]")
+    @click.option(
+        "--timeout-s", "timeout", cls=Renamed, aliases=("--timeout",), type=click.FloatRange(0, min_open=True),
+        help="Longest --load, in seconds. [120]",
+    )  # fmt: skip
     @json_option
     def inspect_command(file: Path, tensors: bool, load: bool, timeout: float | None, as_json: bool) -> None:
         from dataclasses import asdict

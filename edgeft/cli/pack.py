@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edgeft.cli._options import json_option
+from edgeft.cli._options import json_option, output_option
 from edgeft.cli._output import print_json, refuse_to_overwrite, size
 
 LAYOUTS = ("ollama", "huggingface", "peft", "genai", "transformers.js")
@@ -16,7 +16,7 @@ def command(name: str, text: str) -> click.Command:
 
     @click.command(name, help=f"{text}\n\nRUN is the folder of a run, such as runs/home-assistant.")
     @click.argument("run", type=click.Path(path_type=Path))
-    @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="File, or folder, to write.")
+    @output_option("File, or folder, to write.", required=True)
     @click.option("--folder", is_flag=True, help="Write a folder, not one file.")
     @click.option(
         "--file", "chosen", metavar="FTYPE", help="Exported file to pack, by ftype or name. [the one that ships]"

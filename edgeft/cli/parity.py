@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from edgeft.cli._options import is_recipe, json_option, set_option, workdir_option
+from edgeft.cli._options import Renamed, is_recipe, json_option, set_option, workdir_option
 from edgeft.cli._output import print_json, show_verdict
 
 
@@ -19,7 +19,10 @@ def command(name: str, text: str) -> click.Command:
     )
     @click.argument("target", type=click.Path(path_type=Path))
     @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-    @click.option("--prompts", type=click.Path(path_type=Path), help="Chat JSONL. [a few built-in questions]")
+    @click.option(
+        "--data", "prompts", cls=Renamed, aliases=("--prompts",), type=click.Path(path_type=Path),
+        help="Chat JSONL with the prompts. [a few built-in questions]",
+    )  # fmt: skip
     @click.option("--n-gen", type=click.IntRange(1), default=32, show_default=True, help="Tokens generated greedily.")
     @click.option("--bisect", is_flag=True, help="Name the first key, token, tensor or layer that is wrong instead.")
     @click.option("--adapter", type=click.Path(path_type=Path), help="The peft adapter that FILES hold folded in.")

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import click
 
+from edgeft.cli._examples import with_examples
 from edgeft.cli._options import json_option, load_recipe, set_option
 from edgeft.cli._output import print_json
 
 
 def command(name: str, text: str) -> click.Command:
     """The click group `edgeft recipe`."""
-    return click.Group(name, help=text, commands={"schema": schema, "show": show})
+    commands = {"schema": schema, "show": show}
+    shown = {each: with_examples(command, f"{name} {each}") for each, command in commands.items()}
+    return click.Group(name, help=text, commands=shown)
 
 
 @click.command()

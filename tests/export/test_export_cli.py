@@ -15,7 +15,7 @@ from tests.export.test_streaming import random_imatrix
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gguf", "m"], "a model folder needs --out DIR"),
+        (["gguf", "m"], "a model folder needs -o DIR"),
         (["mlx", "m", "--out", "o"], "nothing but gguf or onnx before it; got mlx m"),
         (["onnx", "m", "--out", "o", "--ftype", "F16"], "--ftype, --imatrix and --adapter-only are for gguf"),
         (["m", "--out", "o", "--block-size", "32"], "block_size is for onnx; write: edgeft export onnx m"),
