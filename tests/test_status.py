@@ -145,9 +145,7 @@ def test_time_left_for_the_whole_run(name: str) -> None:
 def test_a_line_of_the_watch() -> None:
     row = {"run": "x", "n_done": 3, "n_stages": 9, "stage": "train"}
     count = COUNT | {"label": "sft", "unit": "steps", "note": "loss 1.234"}
-    assert watch_line(row, count, 250.0) == (
-        "x: stage 4 of 9: train, sft 20/60 steps, loss 1.234, about 4:10 left for the whole run"
-    )
+    assert watch_line(row, count, 250.0) == ("x: stage 4 of 9: train, whole run 4:10 left, sft 20/60 steps, loss 1.234")
     assert watch_line(row, None, None) == "x: stage 4 of 9: train"
 
 
@@ -175,6 +173,13 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return int(ended.value.code or 0), out, err
 
     return shown
+
+
+def test_results_of_an_earlier_run_are_not_those_of_this_one(tmp_path: Path) -> None:
+    finished(tmp_path, passed=True, judges_accuracy=True)
+    assert (row_of(tmp_path)["score"], row_of(tmp_path)["passed"]) == (0.75, True)
+    begun(tmp_path).begins("train")
+    assert (row_of(tmp_path)["score"], row_of(tmp_path)["size_bytes"]) == (None, None)
 
 
 def test_the_runs_there_are(tmp_path: Path, show: Show) -> None:

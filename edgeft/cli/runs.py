@@ -63,7 +63,9 @@ def row_of(run: Path) -> dict[str, Any]:
     from edgeft.status import DONE, RUNNING, TO_DO, read_status
 
     status = read_status(run)
-    bench, verdict = _json(run / "bench" / "bench.json"), _json(run / "gate" / "verdict.json")
+    ahead = {row["stage"] for row in (status["stages"] if status else ()) if row["state"] in (RUNNING, TO_DO)}
+    bench = {} if "bench" in ahead else _json(run / "bench" / "bench.json")  # what lies there is of an earlier run
+    verdict = {} if "gate" in ahead else _json(run / "gate" / "verdict.json")
     scores = bench.get("accuracy", {}).get("scores") or [{}]
     stages = status["stages"] if status else []
     at = next((row["stage"] for row in stages if row["state"] in (RUNNING, TO_DO)), None)
@@ -176,17 +178,17 @@ def _states(run: Path, every_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def watch_line(row: Mapping[str, Any], progress: Mapping[str, Any] | None, left_s: float | None) -> str:
-    """`mytask: stage 2 of 9: train, 37/144 steps, loss 1.234, about 4:10 left for the whole run`."""
+    """`mytask: stage 2 of 9: train, whole run 4:10 left, 37/144 steps, loss 1.234`."""
     from edgeft.console import time_left
 
     parts = [f"{row['run']}: stage {row['n_done'] + 1} of {row['n_stages']}: {row['stage']}"]
+    if left_s is not None:
+        parts.append(f"whole run {time_left(0, max(left_s, 0.0), 1.0)} left")
     if progress:
         label = "" if progress["label"] == row["stage"] else f"{progress['label']} "
         parts.append(f"{label}{progress['done']}/{progress['total']} {progress['unit']}")
         if progress["note"]:
             parts.append(progress["note"])
-    if left_s is not None:
-        parts.append(f"about {time_left(0, max(left_s, 0.0), 1.0)} left for the whole run")
     return ", ".join(parts)
 
 
