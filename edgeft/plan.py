@@ -96,7 +96,7 @@ SPINE = (
         (),
         "gguf",
         ("llama-cpp-python", "onnxruntime"),
-        version=2,
+        version=3,
     ),
     Step("gate", ("parity", "baseline", "bench"), ("gate",), ("gate",), extra="gguf", version=2, stops=False),
     Step(

@@ -44,7 +44,6 @@ def _worst(mistakes: Mapping[str, Any]) -> Table:
         f"{plural(mistakes['n_wrong'], 'wrong answer')} of {count(mistakes['n'])} by {mistakes['metric']}; "
         + (f"the {len(rows)} worst are here" if mistakes["n_wrong"] > len(rows) else "all are here"),
         *([f"{plural(n_cut, 'answer')} of these cut by the length limit (bench.max_new_tokens)"] if n_cut else []),
-        *(["Confidence: add ece to bench.metrics to see how sure the model was"] if not sure else []),
         every,
     ]
     links[every] = PREDICTIONS

@@ -6,7 +6,9 @@ from typing import Any
 
 from edgeft.artifact import Artifact
 from edgeft.bench.accuracy import Scoring
-from edgeft.bench.examples import read_examples
+from edgeft.bench.backends import Setup
+from edgeft.bench.confidence import predictions_with_confidence
+from edgeft.bench.examples import read_examples, take
 from edgeft.bench.file import BenchResult, BenchSettings, bench_file
 from edgeft.bench.latency import LatencyPlan
 from edgeft.console import Log
@@ -40,7 +42,13 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
 
     result = measured(shipped)
     write_json(out / "bench.json", result.to_json())
-    write_lines(out / "predictions.jsonl", result.evaluation.predictions())
+    asked = take(examples, settings.limit, recipe.seed)
+    setup = Setup(n_ctx=settings.n_ctx, n_threads=settings.n_threads)
+    n_new = settings.max_new_tokens
+    predictions = predictions_with_confidence(
+        shipped.path, result.evaluation, asked, setup, max_new_tokens=n_new, log=log
+    )
+    write_lines(out / "predictions.jsonl", predictions)
     files = exported_files(inputs["export"]).values() if section.files == "all" else ()
     others = [measured(model, with_roofline=False).to_json() for model in files if model != shipped]
     write_json(out / "others.json", others)
