@@ -87,6 +87,14 @@ class RunCutShort(RuntimeFault):
         self.partial = partial
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C midway; `partial` is what was done until then. Not an EdgeftError: who handles Ctrl-C handles it."""
+
+    def __init__(self, message: str = "stopped with Ctrl-C", partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
 class ContextOverflow(RuntimeFault):
     """A prompt has more tokens than the context."""
 

@@ -91,8 +91,9 @@ class Answer:
 class Evaluation:
     """Scores over `n` examples, the answers behind them, and the metrics the references are not made for.
 
-    `slices` are as `slices.slice_tables` makes them, `reliability` as `calibration.reliability`; `examples_sha256` says
-    which examples these were.
+    `slices` are as `slices.slice_tables` makes them, `reliability` as `calibration.reliability`. `examples_sha256` says
+    which `n_asked` examples were asked for; `scored` are the places of the `n` among them, None for all. Where some
+    are left out, `shortfall` says why.
     """
 
     n: int
@@ -104,6 +105,9 @@ class Evaluation:
     slices: Sequence[Mapping[str, Any]] = ()
     reliability: Sequence[Mapping[str, float]] = ()
     examples_sha256: str = ""
+    scored: Sequence[int] | None = None
+    n_asked: int = 0
+    shortfall: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file; the answers go to a file of their own, see `predictions`."""
@@ -117,6 +121,9 @@ class Evaluation:
             "slices": list(self.slices),
             "reliability": list(self.reliability),
             "examples_sha256": self.examples_sha256,
+            "scored": None if self.scored is None else list(self.scored),
+            "n_asked": self.n_asked,
+            "shortfall": self.shortfall,
         }
 
     def values(self) -> dict[str, float]:
@@ -124,10 +131,11 @@ class Evaluation:
         return {score.metric: score.value for score in self.scores}
 
     def predictions(self) -> list[dict[str, Any]]:
-        """One plain object for each example: its index, answer, reference and outcome by metric."""
+        """One plain object for each example: its index in the test set, answer, reference and outcome by metric."""
+        places = self.scored or range(self.n)
         return [
             {
-                "index": index,
+                "index": places[index],
                 **{name: value for name, value in asdict(answer).items() if value is not None},
                 "reference": reference,
                 "outcomes": {score.metric: score.outcomes[index] for score in self.scores},
@@ -169,7 +177,7 @@ def answer(model: "Runner", example: Example, max_new_tokens: int, *, probabilit
 def score_answers(
     examples: Sequence[Example], answers: Sequence[Answer], scoring: Scoring, seconds: float
 ) -> Evaluation:
-    """Compare answers, wherever they come from, with the references of `examples`."""
+    """Compare answers, wherever they come from, with the references of `examples`: one for each, in their order."""
     texts, references = [answer.text for answer in answers], tuple(example.answer for example in examples)
     of_texts = score_texts([name for name in scoring.metrics if name not in BENCH_METRICS], texts, references)
     scores = {score.metric: score for score in of_texts}
@@ -187,7 +195,34 @@ def score_answers(
         slices=tuple(slice_tables(examples, ordered, scoring.slice_by, minimum=scoring.slice_minimum)),
         reliability=tuple(reliability(confidences, right)) if "ece" in scores else (),
         examples_sha256=digest(examples),
+        n_asked=len(examples),
     )
+
+
+def score_some(
+    examples: Sequence[Example], answers: Mapping[int, Answer], scoring: Scoring, seconds: float
+) -> Evaluation:
+    """`score_answers` of those of `examples` that have an answer: {place: answer}, in any order."""
+    places = sorted(answers)
+    found = score_answers([examples[i] for i in places], [answers[i] for i in places], scoring, seconds)
+    if len(places) == len(examples):
+        return found
+    asked = {"examples_sha256": digest(examples), "n_asked": len(examples)}
+    return replace(found, scored=tuple(places), shortfall=_scored_text(len(places), len(examples)), **asked)
+
+
+def in_time(evaluation: Evaluation, minutes: float, minutes_for_all: int) -> Evaluation:
+    """An evaluation that stopped because `minutes` were over, with that said in its `shortfall`."""
+    if evaluation.scored is None:
+        return evaluation
+    scored = _scored_text(evaluation.n, evaluation.n_asked)
+    more = f"{minutes_for_all} {'minute' if minutes_for_all == 1 else 'minutes'} would score all"
+    shortfall = f"{scored} in {minutes:g} {'minute' if minutes == 1 else 'minutes'}; {more}"
+    return replace(evaluation, shortfall=shortfall)
+
+
+def _scored_text(n: int, n_asked: int) -> str:
+    return f"scored {n:,} of {n_asked:,} examples"
 
 
 def finished_answer(

@@ -15,17 +15,20 @@ from typing import Any
 from edgeft.bench import energy, memory
 from edgeft.bench.backends import Setup
 from edgeft.bench.noise import Watch
+from edgeft.bench.passes import SPEED_SHARE, TimeLimit
 from edgeft.bench.statistics import quantile
 from edgeft.bench.worker import TASKS, Say, forget, host_facts, main, milliseconds, opener, timed
 from edgeft.machine import process
 
 ANSWERS_AT_ONCE = 256
 """Texts labelled between two signs of life."""
+ANSWERS_IN_TIME = 32
+"""The same under a time limit."""
 
 
 def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
     """The speed of single texts and of a batch, then the label of every text."""
-    path = Path(order["path"])
+    path, limit = Path(order["path"]), TimeLimit(order.get("seconds"))
     backend, load = opener(path, setup)
     page_cache, before = forget(path), process.load_average()
     opened, load_ms = timed(load)
@@ -34,26 +37,34 @@ def labels(order: dict[str, Any], setup: Setup, say: Say) -> None:
         facts = host_facts(backend, setup, model, before)
         sizes = {"size_bytes": memory.size_bytes(path), "bundle_bytes": memory.bundle_bytes(path)}
         say("loaded", load_ms=[load_ms], page_cache=page_cache, host=facts, **sizes)
-        counted = _speed(model, order, say)
-        for at in range(0, len(order["texts"]), ANSWERS_AT_ONCE):
-            _label(model, order, slice(at, at + ANSWERS_AT_ONCE), say)
+        say("measured", **_speed(model, order, say, limit.part(SPEED_SHARE)))
+        step = ANSWERS_AT_ONCE if limit.left_s is None else ANSWERS_IN_TIME
+        for at in range(0, len(order["texts"]), step):
+            if at and not limit.allows():
+                break
+            _label(model, order, slice(at, at + step), say)
         peak = process.peak_rss_bytes()
     finally:
         model.close()
-    say("measured", peak_rss_bytes=peak, host={"load_average_after": process.load_average()}, **counted)
+    say("measured", peak_rss_bytes=peak, host={"load_average_after": process.load_average()})
 
 
-def _speed(model: Any, order: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Single texts, said as they come; then batches. Fields of a Measurement, and the rates."""
+def _speed(model: Any, order: dict[str, Any], say: Say, limit: TimeLimit) -> dict[str, Any]:
+    """Single texts, said as they come; then batches. Fields of a Measurement, and the rates.
+
+    No round begins that would not end within `limit`; the first takes its time.
+    """
     plan, texts = order["plan"], order["timed"]
     for _ in range(plan["warmup"]):
         for text in texts:
             model.classify([text])
     n_tokens = model.count_tokens(texts)
     watch, meter = Watch(), energy.meter(gpu=False)
-    singles, batches = [], []
+    singles, batches, round_s = [], [], 0.0
     for repetition in range(plan["repetitions"]):
-        began = time.perf_counter()
+        if repetition and not limit.allows(round_s):
+            break
+        round_began = began = time.perf_counter()
         for place, text in enumerate(texts):
             started, cpu_started = time.perf_counter(), time.process_time()
             model.classify([text])
@@ -66,8 +77,10 @@ def _speed(model: Any, order: dict[str, Any], say: Say) -> dict[str, Any]:
         began = time.perf_counter()
         model.classify(order["batch"])
         batches.append(len(order["batch"]) / (time.perf_counter() - began))
+        round_s = time.perf_counter() - round_began
     rates = {"texts_per_s_batch_1": quantile(singles, 0.5), "texts_per_s_batch_32": quantile(batches, 0.5)}
-    return {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": memory.pss_bytes(), "rates": rates}
+    counted = {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": memory.pss_bytes()}
+    return {**counted, "rates": rates, "planned_runs": plan["repetitions"] * len(texts)}
 
 
 def _label(model: Any, order: dict[str, Any], part: slice, say: Say) -> None:

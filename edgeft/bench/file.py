@@ -1,19 +1,21 @@
 """Accuracy and speed of one model: what `edgeft bench FILE` and the bench stage do."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.bench import backends, roofline
-from edgeft.bench.accuracy import Evaluation, Scoring
+from edgeft.bench.accuracy import Evaluation, Scoring, in_time
 from edgeft.bench.answers import evaluate_file
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example, digest, take
 from edgeft.bench.latency import SILENCE_S, WORKER, LatencyPlan, Measurement, measure
 from edgeft.bench.paired import pair_accuracies, read_accuracy, same_examples
+from edgeft.bench.passes import SPEED_SHARE, TimeLimit
 from edgeft.bench.slices import check_fields
-from edgeft.errors import RunCutShort, RuntimeFault, UsageError
+from edgeft.errors import Interrupted, RunCutShort, RuntimeFault, UsageError
 
 if TYPE_CHECKING:
     from edgeft.console import Log
@@ -30,15 +32,27 @@ class BenchSettings(Scoring):
     max_new_tokens: int = 128
     n_ctx: int = 1024
     n_threads: int | None = None
+    minutes: float | None = None
     latency: LatencyPlan = field(default_factory=LatencyPlan)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError as `Scoring`, and for a limit without time."""
+        super().__post_init__()
+        if self.minutes is not None and not self.minutes > 0:
+            raise UsageError(f"{self.minutes:g} minutes: a measurement takes time; give more than 0")
+
+    def time_limit(self) -> TimeLimit:
+        """The limit of `minutes`, from now on."""
+        return TimeLimit(None if self.minutes is None else 60 * self.minutes)
 
 
 @dataclass(frozen=True)
 class BenchResult:
     """Accuracy and speed of the file called `file`; the accuracy is over 0 examples where none was asked for.
 
-    Not `complete`: the runtime failed midway as `failure` says, and this is what was measured before. `against` names
-    earlier answers (`what`) and holds `rows`, as `paired.Paired.to_json`, where the answers were paired with them.
+    Not `complete`: the runtime failed or Ctrl-C came midway as `failure` says, and this is what was measured before.
+    `against` names earlier answers (`what`) and holds `rows`, as `paired.Paired.to_json`, where the answers were paired
+    with them.
     """
 
     file: str
@@ -85,9 +99,14 @@ def bench_file(
 
     Without examples, or not `scored`, only speed is measured; the plan's synthetic lengths need none. `setup` says
     how the model is opened; its context and threads are those of `settings`. `against` is a file of earlier answers,
-    as `paired.read_accuracy` reads. Raises RunCutShort, which holds the BenchResult so far, when the runtime fails
-    midway; ModelError when there is no such model; UsageError when `against` is about other examples; RuntimeFault and
-    UsageError as `measure` does. `command` is the child to run; tests give one that misbehaves.
+    as `paired.read_accuracy` reads. `command` is the child to run; tests give one that misbehaves.
+
+    Under `settings.minutes` speed takes at most a third of the time, or all of it where nothing is scored, and examples
+    are scored in a random order until the time is over; the clock alone decides when.
+
+    Raises RunCutShort, which holds the BenchResult so far, when the runtime fails midway, and Interrupted, which holds
+    the same, at Ctrl-C after the first run; ModelError when there is no such model; UsageError when `against` is about
+    other examples; RuntimeFault and UsageError as `measure` does.
     """
     setup = replace(setup or Setup(), n_ctx=settings.n_ctx, n_threads=settings.n_threads)
     backends.find(path, setup.backend)
@@ -95,25 +114,45 @@ def bench_file(
     check_fields(chosen, settings.slice_by)
     earlier = _earlier(against, chosen) if against else None
     child: dict[str, Any] = {"command": command, "silence_s": silence_s, "log": log}
+    limit = settings.time_limit()
     try:
-        measurement = measure(path, examples, settings.latency, setup, **child)
-    except RunCutShort as error:
+        speed_limit = limit.part(SPEED_SHARE if chosen else 1.0)
+        measurement = measure(path, examples, settings.latency, setup, limit=speed_limit, **child)
+    except (RunCutShort, Interrupted) as error:
         cut: Measurement = error.partial
         partial = BenchResult(path.name, UNANSWERED, cut, complete=False, failure=str(error))
-        raise RunCutShort(str(error), partial) from error
+        raise type(error)(str(error), partial) from error
     result = BenchResult(path.name, UNANSWERED, measurement)
-    if with_roofline:
-        result = replace(result, roofline=_roofline(measurement, setup, log))
-    if not chosen:
-        return result
     try:
-        limit = settings.max_new_tokens
-        evaluation = evaluate_file(path, chosen, settings, setup, max_new_tokens=limit, **child)
-    except RuntimeFault as error:
-        answered = error.partial if isinstance(error, RunCutShort) else UNANSWERED
-        partial = replace(result, evaluation=answered, complete=False, failure=str(error))
-        raise RunCutShort(str(error), partial) from error
+        if with_roofline:
+            result = replace(result, roofline=_roofline(measurement, setup, log))
+        if not chosen:
+            return result
+        how: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "limit": limit, "seed": seed}
+        evaluation = evaluate_file(path, chosen, settings, setup, **how, **child)
+    except (RuntimeFault, KeyboardInterrupt) as error:
+        raise cut_short(result, error) from error
+    evaluation = timed(evaluation, settings, measurement, limit)
     return replace(result, evaluation=evaluation, against=_against(against, evaluation, earlier))
+
+
+def cut_short(result: BenchResult, error: BaseException) -> RunCutShort | Interrupted:
+    """What to raise when `error` ends a measurement midway: it holds `result`, with the answers that `error` holds."""
+    kind = RunCutShort if isinstance(error, RuntimeFault) else Interrupted
+    failure = str(error) or str(Interrupted())
+    answered = getattr(error, "partial", None) or result.evaluation
+    return kind(failure, replace(result, evaluation=answered, complete=False, failure=failure))
+
+
+def timed(evaluation: Evaluation, settings: BenchSettings, measurement: Measurement, limit: TimeLimit) -> Evaluation:
+    """The evaluation; one that ended with `limit` says how long all examples would take."""
+    if settings.minutes is None or not evaluation.n:
+        return evaluation
+    needed_s = evaluation.seconds * evaluation.n_asked / evaluation.n
+    runs_were_cut = len(measurement.runs) < (measurement.planned_runs or 0)
+    spent_s = 60 * settings.minutes - (limit.left_s or 0.0) - evaluation.seconds
+    all_s = needed_s / (1 - SPEED_SHARE) if runs_were_cut else needed_s + spent_s
+    return in_time(evaluation, settings.minutes, max(math.ceil(all_s / 60), math.floor(settings.minutes) + 1))
 
 
 def _earlier(against: Path, chosen: Sequence[Example]) -> dict[str, Any]:

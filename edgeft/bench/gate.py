@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from edgeft.artifact import MANIFEST, read_artifact
 from edgeft.bench.baseline import Baseline
 from edgeft.bench.budgets import Budget, parse_budget
-from edgeft.bench.paired import pair
+from edgeft.bench.paired import common_outcomes, pair
 from edgeft.bench.statistics import bootstrap_interval
 from edgeft.errors import ArtifactError, UsageError
 from edgeft.runs import runs_there_are
@@ -23,11 +23,15 @@ ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget o
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured number in the metric's own unit; `ci95` and `n` where it is a statistic over examples."""
+    """A measured number in the metric's own unit; `ci95` and `n` where it is a statistic over examples.
+
+    `n_asked` is of how many, where a time limit left some out.
+    """
 
     value: float
     n: int | None = None
     ci95: tuple[float, float] | None = None
+    n_asked: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +112,20 @@ def collect(
     same examples; its interval is Newcombe's for paired shares (`paired.pair`), or a paired bootstrap where answers
     can be half right.
     """
-    scores = {score["metric"]: score for score in (bench.get("accuracy") or {"scores": ()})["scores"]}
+    accuracy = bench.get("accuracy") or {"scores": ()}
+    scores = {score["metric"]: score for score in accuracy["scores"]}
+    n_asked = accuracy["n_asked"] if accuracy.get("scored") is not None else None
     measured = {name: Measured(float(value)) for name, value in bench["metrics"].items()}
-    measured |= {name: Measured(s["value"], s["n"], tuple(s["ci95"])) for name, s in scores.items()}
+    measured |= {name: Measured(s["value"], s["n"], tuple(s["ci95"]), n_asked) for name, s in scores.items()}
     measured |= {name: Measured(float(value)) for name, value in (parity or {}).items()}
     for reference in _torch_scores(baseline):
         score = scores.get(reference["metric"])
-        if score is not None and len(score["outcomes"]) == len(reference["outcomes"]):
+        if score is None:
+            continue
+        if n_asked is not None and len(reference["outcomes"]) == n_asked:
+            if drop := _drop_of_some(reference, accuracy, score):
+                measured[f"{reference['metric']}_drop"] = drop
+        elif len(score["outcomes"]) == len(reference["outcomes"]):
             measured[f"{reference['metric']}_drop"] = _drop(reference, score)
     return measured
 
@@ -240,7 +251,7 @@ def _row(budget: Budget, measured: Measured | None, baseline: Baseline | None) -
         margin=room,
         margin_percent=100 * room / abs(limit) if limit else None,
         baseline=stored,
-        note=_noise(measured, limit, ok=ok, within_noise=noise),
+        note="; ".join(filter(None, (_noise(measured, limit, ok=ok, within_noise=noise), _incomplete(measured)))),
     )
 
 
@@ -268,6 +279,12 @@ def _noise(measured: Measured, limit: float, *, ok: bool, within_noise: bool) ->
     return f"the limit lies inside the 95 % interval of {measured.n} examples"
 
 
+def _incomplete(measured: Measured) -> str:
+    if measured.n_asked is None:
+        return ""
+    return f"over {measured.n:,} of {measured.n_asked:,} examples: more did not fit the time"
+
+
 def _torch_scores(baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     forms = baseline["forms"] if baseline else []
     return next((form["scores"] for form in forms if form["form"] == "merged"), [])
@@ -277,10 +294,30 @@ def _drop(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
     drop = reference["value"] - score["value"]
     if reference["interval"] != "wilson":  # not a mean of outcomes
         return Measured(drop, score["n"])
-    paired = pair(score["metric"], reference["outcomes"], score["outcomes"])
+    return Measured(drop, *_paired_interval(score["metric"], reference["outcomes"], score["outcomes"]))
+
+
+def _drop_of_some(
+    reference: Mapping[str, Any], accuracy: Mapping[str, Any], score: Mapping[str, Any]
+) -> Measured | None:
+    """The drop over the examples that were scored; None for a metric that is not a mean of outcomes."""
+    if reference["interval"] != "wilson":
+        return None
+    theirs, ours = common_outcomes(({}, reference), (accuracy, score))
+    counted = [(a, b) for a, b in zip(theirs, ours, strict=True) if a is not None and b is not None]
+    if not counted:
+        return None
+    drop = sum(a - b for a, b in counted) / len(counted)
+    return Measured(drop, *_paired_interval(score["metric"], theirs, ours), accuracy["n_asked"])
+
+
+def _paired_interval(
+    metric: str, a: Sequence[float | None], b: Sequence[float | None]
+) -> tuple[int, tuple[float, float]]:
+    """How many examples count for both, and the 95 % interval of the mean of a - b over them."""
+    paired = pair(metric, a, b)
     if paired is not None:
-        return Measured(drop, paired.n, paired.ci95)
-    pairs = zip(reference["outcomes"], score["outcomes"], strict=True)
-    differences = np.array([a - b for a, b in pairs if a is not None], dtype=np.float64)
-    interval = bootstrap_interval(len(differences), lambda drawn: float(differences[drawn].mean()))
-    return Measured(drop, score["n"], interval)
+        return paired.n, paired.ci95
+    pairs = zip(a, b, strict=True)
+    differences = np.array([x - y for x, y in pairs if x is not None and y is not None], dtype=np.float64)
+    return len(differences), bootstrap_interval(len(differences), lambda drawn: float(differences[drawn].mean()))

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 from edgeft.bench import noise
 from edgeft.bench.backends import Setup
 from edgeft.bench.examples import Example
+from edgeft.bench.passes import TimeLimit
 from edgeft.bench.statistics import quantile, summary
 from edgeft.children import Child
-from edgeft.errors import RunCutShort, RuntimeFault, UsageError
+from edgeft.errors import Interrupted, RunCutShort, RuntimeFault, UsageError
 
 if TYPE_CHECKING:
     from edgeft.console import Log, Progress
 
 WORKER = (sys.executable, "-m", "edgeft.bench.worker")
+LOAD_SHARE = 0.25  # of a time limit, for the loads before the one that is measured
 SILENCE_S = 120.0  # a child that says nothing for so long hangs: one prompt takes seconds
 DEFINITIONS = {
     "load_ms": "cold load: median over fresh processes of the time to load the model, import of the backend included; "
@@ -102,8 +104,9 @@ class Measurement:
     `load_ms` are the loads of the measuring process, `fresh_load_ms` those of other fresh ones. `left_out` counts
     prompts that do not fit the context window with n_gen tokens after them; `host` holds the machine, the backend's
     version, the threads and the load average before and after; `watched` and `energy` are as `noise.Watch.stop` and
-    `energy.Meter.to_json` give them. `work` has the fields of `roofline.Work`. Not `complete`: the runtime failed
-    midway (`failure` says how), and these are the runs before.
+    `energy.Meter.to_json` give them. `work` has the fields of `roofline.Work`. `planned_runs` is how many runs the plan
+    has; a time limit makes fewer. Not `complete`: the runtime failed or Ctrl-C came midway (`failure` says how), and
+    these are the runs before.
     """
 
     load_ms: list[float]
@@ -121,6 +124,7 @@ class Measurement:
     watched: dict[str, Any] = field(default_factory=dict)
     work: dict[str, Any] | None = None
     synthetic: list[list[int]] = field(default_factory=list)
+    planned_runs: int | None = None
     complete: bool = True
     failure: str = ""
 
@@ -185,13 +189,18 @@ def measure(
     log: "Log",
     command: Sequence[str] = WORKER,
     silence_s: float = SILENCE_S,
+    limit: TimeLimit | None = None,
 ) -> Measurement:
     """Measure the model at `path` on prompts spread evenly over `examples`, or on the plan's synthetic lengths.
 
     Raises RunCutShort, which holds the runs so far, when the child crashes (naming the signal), fails or says
     nothing for `silence_s` seconds after its first measured run, RuntimeFault when it does before; other errors the
     runtime raises in the child are raised here again. `command` is the child to run; tests give one that misbehaves.
+    A `limit` makes fewer cold loads and rounds of runs, see `worker.run_cases`. Ctrl-C after the first run raises
+    Interrupted with the runs so far.
     """
+    limit = limit or TimeLimit()
+    loading = limit.part(LOAD_SHARE)
     prompts = [] if plan.synthetic else spread(examples, plan.prompts)
     order = {
         "path": str(path),
@@ -202,6 +211,7 @@ def measure(
     fresh = [
         event["load_ms"]
         for _ in range(plan.cold_loads - 1)
+        if loading.allows()
         for event in converse(command, {**order, "task": "load"}, path, silence_s)
         if event["event"] == "loaded"
     ]
@@ -210,11 +220,13 @@ def measure(
     runs: list[Run] = []
     try:
         with log.progress("latency", total, "runs") as progress:
-            for event in converse(command, {**order, "task": "speed"}, path, silence_s):
+            for event in converse(command, {**order, "task": "speed", "seconds": limit.left_s}, path, silence_s):
                 _take(event, runs, known, progress)
-    except RuntimeFault as error:
+    except (RuntimeFault, KeyboardInterrupt) as error:
         if not runs:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(partial=_measurement(known, runs, failure=str(Interrupted()))) from None
         raise RunCutShort(str(error), _measurement(known, runs, failure=str(error))) from error
     return _measurement(known, runs)
 

@@ -71,16 +71,34 @@ def pair(metric: str, a: Sequence[float | None], b: Sequence[float | None]) -> P
 def pair_accuracies(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Paired]:
     """Every yes-or-no metric that two accuracies (`accuracy` of a bench.json, a form of a baseline.json) share.
 
-    Empty when they are not over the same examples.
+    Empty when they are not over the same examples. Where a time limit left some out, those that both scored count.
     """
     return list(_paired(a, b)) if same_examples(a, b) else []
 
 
 def same_examples(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether both were measured on the same examples, in the same order, as `examples_sha256` says, or the
+    """Whether both were asked the same examples, in the same order, as `examples_sha256` says, or the
     `references` where one of them does not know more."""
     name = "examples_sha256" if a.get("examples_sha256") and b.get("examples_sha256") else "references"
     return bool(a.get(name)) and a.get(name) == b.get(name)
+
+
+def common_outcomes(
+    a: tuple[Mapping[str, Any], Mapping[str, Any]], b: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> tuple[list[float | None], list[float | None]]:
+    """Outcomes of both (accuracy, one of its scores) for the examples that both scored, in the order of the test set.
+
+    Raises ValueError when both scored all and these are not equally many.
+    """
+    first, second = a[1]["outcomes"], b[1]["outcomes"]
+    if a[0].get("scored") is None and b[0].get("scored") is None:
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} and {len(second)} outcomes")
+        return list(first), list(second)
+    of_first = dict(zip(a[0].get("scored") or range(len(first)), first, strict=True))
+    of_second = dict(zip(b[0].get("scored") or range(len(second)), second, strict=True))
+    places = [place for place in sorted(of_first) if place in of_second]
+    return [of_first[place] for place in places], [of_second[place] for place in places]
 
 
 def read_accuracy(path: Path) -> dict[str, Any]:
@@ -116,6 +134,6 @@ def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Paired]:
         other = others.get(score["metric"])
         if other is None or score["interval"] != "wilson":  # a mean of yes-or-no outcomes
             continue
-        paired = pair(score["metric"], score["outcomes"], other["outcomes"])
+        paired = pair(score["metric"], *common_outcomes((a, score), (b, other)))
         if paired is not None:
             yield paired

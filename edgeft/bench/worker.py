@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgeft.bench import backends, energy, host, memory
 from edgeft.bench.backends import Backend, Setup
 from edgeft.bench.noise import Watch
+from edgeft.bench.passes import TimeLimit
 from edgeft.errors import EdgeftError, RuntimeFault, UsageError
 from edgeft.machine import process
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Load = Callable[[], "Runner"]
 Say = Callable[..., None]
 Task = Callable[[dict[str, Any], Setup, Say], None]
+WARM_UP_SHARE = 0.25
 
 
 def main(tasks: Mapping[str, Task] | None = None) -> int:
@@ -62,7 +64,7 @@ class Case:
 
 
 def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
-    path, plan = Path(order["path"]), order["plan"]
+    path, plan, limit = Path(order["path"]), order["plan"], TimeLimit(order.get("seconds"))
     backend, load = opener(path, setup)
     page_cache = forget(path)
     before = process.load_average()
@@ -82,12 +84,12 @@ def _speed(order: dict[str, Any], setup: Setup, say: Say) -> None:
             size_bytes=memory.size_bytes(path),
             bundle_bytes=memory.bundle_bytes(path),
         )
-        counted = run_cases(model, cases, plan, say, gpu=setup.uses_gpu)
+        counted = run_cases(model, cases, plan, say, gpu=setup.uses_gpu, limit=limit)
         peak = process.peak_rss_bytes()
     finally:
         model.close()
     after = {"load_average_after": process.load_average()}
-    loads = [load_ms, *(_loaded_again(load) for _ in range(plan["reloads"]))]
+    loads = [load_ms, *(_loaded_again(load) for _ in range(plan["reloads"]) if limit.allows(load_ms / 1e3))]
     say("measured", load_ms=loads, peak_rss_bytes=peak, host=after, **counted)
 
 
@@ -104,11 +106,14 @@ def _answers(order: dict[str, Any], setup: Setup, say: Say) -> None:
     from edgeft.bench.accuracy import answer
     from edgeft.bench.examples import Example
 
+    limit = TimeLimit(order.get("seconds"))
     _, load = opener(Path(order["path"]), setup)
     model = load()
     say("loaded")
     try:
-        for content in order["prompts"]:
+        for done, content in enumerate(order["prompts"]):
+            if done and not limit.allows():  # what has begun is finished: cutting it would leave out long answers
+                break
             tools = content["tools"] and tuple(content["tools"])
             example = Example(tuple(content["prompt"]), "", tools, reply=content["reply"])
             given = answer(model, example, order["max_new_tokens"], probabilities=order["probabilities"])
@@ -137,29 +142,52 @@ def cases_of(model: "Runner", prompts: list[dict[str, Any]], plan: dict[str, Any
 
 
 def run_cases(
-    model: "Runner", cases: list[Case], plan: dict[str, Any], say: Say, *, gpu: bool = False
+    model: "Runner",
+    cases: list[Case],
+    plan: dict[str, Any],
+    say: Say,
+    *,
+    gpu: bool = False,
+    limit: TimeLimit | None = None,
 ) -> dict[str, Any]:
-    """Warm up, then answer every case `repetitions` times; fields of a Measurement, the runs said as they come."""
-    total = 0
+    """Warm up, then answer every case `repetitions` times; fields of a Measurement, the runs said as they come.
+
+    A `limit` makes the order of the cases random (by a fixed seed) and the rounds fewer: the warm-up takes a quarter of
+    the time at most, and no round begins that would not end in time. One case is measured whatever the limit.
+    """
+    total, planned = 0, plan["repetitions"] * len(cases)
+    limit = limit or TimeLimit()
+    if limit.left_s is not None:
+        cases = random.Random(0).sample(cases, len(cases))
 
     def progress() -> None:
         nonlocal total
         total += 1
         say("progress", done=total)
 
-    for _ in range(plan["warmup"]):
-        for case in cases:
-            run_once(model, case)
-            progress()
+    warming = limit.part(WARM_UP_SHARE)
+    for case in cases * plan["warmup"]:
+        if total and not warming.allows():
+            break
+        run_once(model, case)
+        progress()
     watch, meter, pss = Watch(), energy.meter(gpu=gpu), memory.pss_bytes()
+    round_s = 0.0
     for repetition in range(plan["repetitions"]):
-        for case in cases:
+        if repetition and not limit.allows(round_s):
+            break
+        began = limit.clock()
+        for place, case in enumerate(cases):
+            if place and not repetition and not limit.allows():
+                break
             run = run_once(model, case)
             meter.tick()
             pss = max(filter(None, (pss, memory.pss_bytes())), default=None)
             say("run", run={"prompt": case.index, "repetition": repetition, **run})
             progress()
-    return {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": pss}
+        round_s = limit.clock() - began
+    counted = {"watched": watch.stop(), "energy": meter.to_json(), "peak_pss_bytes": pss}
+    return {**counted, "planned_runs": planned}
 
 
 def run_once(model: "Runner", case: Case) -> dict[str, Any]:

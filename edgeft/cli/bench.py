@@ -16,6 +16,7 @@ OF_A_RUN = (
     "metrics", "json_schema", "out_of_scope", "abstain_below", "slice_by", "limit", "max_new_tokens", "n_ctx",
     "n_threads",
 )  # fmt: skip
+INTERRUPTED = 130
 PLACE = ("backend", "n_gpu_layers", "providers", "device", "cpus")
 
 
@@ -63,6 +64,7 @@ def command(name: str, text: str) -> click.Command:
     @click.argument("target", type=click.Path(path_type=Path))
     @click.option("--data", type=click.Path(path_type=Path), help="Chat JSONL with the expected answers.")
     @click.option("--metric", "metrics", multiple=True, help="What is scored; repeatable. [exact_match]")
+    @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Longest time for all of it. [5]")
     @click.option("--limit", type=click.IntRange(1), help="Examples to score. [all]")
     @click.option("--slice-by", multiple=True, help="Field of the examples to list scores by; repeatable.")
     @click.option("--json-schema", type=FILE, help="Schema for the metric json_schema_valid.")
@@ -154,6 +156,7 @@ def _bench_file(
     speed_only: bool = False,
     out: Path | None = None,
     timeout_s: float = 120.0,
+    minutes: float = 5.0,
     metrics: tuple[str, ...] = ("exact_match",),
     json_schema: "Path | dict[str, Any] | None" = None,
     against: Path | None = None,
@@ -161,7 +164,7 @@ def _bench_file(
     **given: Any,
 ) -> None:
     from edgeft.console import terminal_log
-    from edgeft.errors import RunCutShort
+    from edgeft.errors import Interrupted, RunCutShort
     from edgeft.extras import extra_needed
 
     with extra_needed("gguf"):
@@ -176,7 +179,7 @@ def _bench_file(
     schema = _read_schema(json_schema) if isinstance(json_schema, Path) else json_schema
     plan = LatencyPlan(**{key: given.pop(key) for key in TIMING if key in given})
     setup = Setup(**{key: given.pop(key) for key in PLACE if key in given})
-    settings = BenchSettings(metrics=metrics, json_schema=schema, latency=plan, **given)
+    settings = BenchSettings(metrics=metrics, json_schema=schema, minutes=minutes, latency=plan, **given)
     how: dict[str, Any] = {"silence_s": timeout_s, "log": terminal_log()}
     if encoder := is_encoder(file):
         if data is None or speed_only or against:
@@ -186,10 +189,14 @@ def _bench_file(
     try:
         examples = read_examples(data) if data else []
         result = (bench_encoder if encoder else bench_file)(file, examples, settings, setup, **how)
-    except RunCutShort as error:
+    except (RunCutShort, Interrupted) as error:
         partial: BenchResult = error.partial
         _write(partial.to_json(), out)
-        raise
+        if isinstance(error, RunCutShort):
+            raise
+        _show(file.name, partial.to_json(), as_json)
+        click.echo(f"stopped; {f'{out} holds' if out else 'shown is'} what was measured until then", err=True)
+        click.get_current_context().exit(INTERRUPTED)
     content = result.to_json()
     _write(content, out)
     _show(file.name, content, as_json)

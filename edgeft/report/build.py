@@ -75,7 +75,8 @@ def _accuracy(
     forms = list(baseline["forms"]) if baseline else []
     if bench:
         label = f"fine-tuned file, {recipe['ship']}" if recipe.get("ship") else bench.get("file") or "the file"
-        forms.insert(0, {**bench["accuracy"], "form": "file", "label": label, "note": bench["file"]})
+        note = "; ".join(filter(None, (bench["file"], bench["accuracy"].get("shortfall"))))
+        forms.insert(0, {**bench["accuracy"], "form": "file", "label": label, "note": note})
     rows = [
         {
             **{key: form.get(key) for key in ("form", "label", "note", "n", "cut_by_length", "prompts_too_long")},
@@ -112,6 +113,7 @@ def _latency(bench: Mapping[str, Any]) -> dict[str, Any]:
         "summary": latency["summary"],
         "n_gen": latency["n_gen"],
         "n_runs": len(latency["runs"]),
+        "planned_runs": latency.get("planned_runs"),
         "left_out": latency["left_out"],
         "host": host,
         "busy": before is not None and before > LATENCY_NOTE_LOAD * host.get("n_cores", 1),

@@ -84,8 +84,10 @@ def latency_table(latency: Mapping[str, Any]) -> Table:
 def _latency_notes(latency: Mapping[str, Any]) -> Iterator[str]:
     summary, host, noise = latency["summary"], latency["host"], latency.get("noise") or {}
     if summary["n_prompt"]:
+        planned = latency.get("planned_runs") or 0
+        cut = f" (of {planned} planned: more did not fit the time)" if latency["n_runs"] < planned else ""
         yield (
-            f"{plural(latency['n_runs'], 'run')} of {latency['n_gen']} tokens after "
+            f"{plural(latency['n_runs'], 'run')}{cut} of {latency['n_gen']} tokens after "
             f"{summary['n_prompt']['p50']:.0f} prompt tokens (median)"
         )
     backend = ", ".join(f"{name} {version}" for name, version in host.get("backend", {}).items())

@@ -85,6 +85,9 @@ class Bench(Section):
     """Context window of the runtime, in tokens."""
     n_threads: int | None = Field(None, ge=1)
     """CPU threads of the runtime; null: its own choice."""
+    minutes: float | None = Field(None, gt=0.0)
+    """Longest time for each measured file, in minutes: fewer timed runs, and examples in a random order until it is
+    over; null: all of both, so that the verdict does not depend on how fast the machine is."""
     latency: Latency = Latency()
     """How speed is measured."""
     few_shot: int = Field(3, ge=0)

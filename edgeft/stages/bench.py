@@ -1,5 +1,7 @@
 """Stage `bench`: accuracy and speed of the file that ships, and of the others beside it, in their real runtime."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,14 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         max_new_tokens=section.max_new_tokens,
         n_ctx=section.n_ctx,
         n_threads=section.n_threads,
+        minutes=section.minutes,
         latency=LatencyPlan(**section.latency.model_dump()),
     )
     examples = read_examples(inputs["data"].file("test.jsonl"))
 
     def measured(model: Exported, **options: Any) -> BenchResult:
-        result = bench_file(model.path, examples, settings, seed=recipe.seed, log=log, **options)
+        with lost_when_stopped(log):
+            result = bench_file(model.path, examples, settings, seed=recipe.seed, log=log, **options)
         return replace(result, file=model.file)
 
     result = measured(shipped)
@@ -53,6 +57,16 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
     others = [measured(model, with_roofline=False).to_json() for model in files if model != shipped]
     write_json(out / "others.json", others)
     return result.flat()
+
+
+@contextmanager
+def lost_when_stopped(log: Log) -> Iterator[None]:
+    """Ctrl-C: say that a stage keeps nothing of what it measured."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.say("bench: stopped before its end; the same command measures again from the start of this stage")
+        raise
 
 
 def scoring_keys(section: Bench) -> dict[str, Any]:

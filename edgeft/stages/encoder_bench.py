@@ -12,7 +12,7 @@ from edgeft.console import Log
 from edgeft.recipe import Recipe
 from edgeft.stages._exported import Exported, exported_file, exported_files
 from edgeft.stages._json import write_json, write_lines
-from edgeft.stages.bench import scoring_keys
+from edgeft.stages.bench import lost_when_stopped, scoring_keys
 
 
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
@@ -23,12 +23,14 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
         limit=section.limit,
         n_ctx=section.n_ctx,
         n_threads=section.n_threads,
+        minutes=section.minutes,
         latency=LatencyPlan(**section.latency.model_dump()),
     )
     examples = read_examples(inputs["data"].file("test.jsonl"))
 
     def measured(model: Exported) -> EncoderResult:
-        result = bench_encoder(model.path, examples, settings, seed=recipe.seed, log=log)
+        with lost_when_stopped(log):
+            result = bench_encoder(model.path, examples, settings, seed=recipe.seed, log=log)
         return replace(result, file=model.file)
 
     shipped = exported_file(inputs["export"], recipe.shipped)
