@@ -207,8 +207,13 @@ def score_some(
     found = score_answers([examples[i] for i in places], [answers[i] for i in places], scoring, seconds)
     if len(places) == len(examples):
         return found
-    asked = {"examples_sha256": digest(examples), "n_asked": len(examples)}
-    return replace(found, scored=tuple(places), shortfall=_scored_text(len(places), len(examples)), **asked)
+    return replace(
+        found,
+        scored=tuple(places),
+        shortfall=_scored_text(len(places), len(examples)),
+        examples_sha256=digest(examples),
+        n_asked=len(examples),
+    )
 
 
 def in_time(evaluation: Evaluation, minutes: float, minutes_for_all: int) -> Evaluation:
