@@ -328,7 +328,7 @@ def test_a_machine_that_cannot_be_measured_is_taken_for_that_of_the_table(tmp_pa
     ],
 )
 def test_bfloat16_is_told_by_its_instructions(sets: tuple[str, ...], share: float) -> None:
-    """470 and 107 GFLOP/s were measured with AVX-512 and its bfloat16 products, 7.7 and 70 with AVX2 alone."""
+    """470 and 107 GFLOP/s with AVX-512 and its bfloat16 products; 57 and 2,874 tokens/s of training with AVX2 alone."""
     assert bfloat16_by_instructions(1.0, sets) == pytest.approx(share, rel=0.01)
 
 

@@ -7,6 +7,7 @@ Reads a JSON list of words a line from stdin; answers with the pid of the fork, 
 import importlib
 import json
 import os
+import signal
 import sys
 import warnings
 
@@ -34,6 +35,8 @@ def run(words: list[str]) -> None:
     """The fork: silent on stdout, which belongs to the conversation with the test."""
     from edgeft.cli import main as edgeft
 
+    if hasattr(signal, "SIGHUP"):  # ignored where the tests run under nohup, and heeding that is right
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     code = 1
