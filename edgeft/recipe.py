@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from edgeft.bench.budgets import BENCH_METRICS, TASK_METRICS, parse_budget
+from edgeft.bench.budgets import BENCH_METRICS, TASK_METRICS, parse_budget, score_of
 from edgeft.errors import ModelError, RecipeError, UsageError
 from edgeft.sections import NANO, Bench, Data, Export, Merge, Model, Parity, Pretrain, Section, Train
 from edgeft.sections.distill import Distill
@@ -81,8 +81,7 @@ def budget_problems(gate: dict[str, str], bench: Bench) -> list[str]:
     problems = []
     scores = (*TASK_METRICS, *BENCH_METRICS)
     for metric in gate:
-        name = metric.rpartition("/")[2]
-        score = name.removesuffix("_drop")
+        score = score_of(metric)
         if score in scores and score not in bench.metrics:
             problems.append(
                 f"gate.{metric}: {score} is not measured, so the budget could only fail; add it to bench.metrics "

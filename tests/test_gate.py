@@ -303,6 +303,40 @@ def test_a_drop_is_judged_by_its_paired_interval(
     assert ("within noise" in row.note) is noise
 
 
+@pytest.mark.parametrize(
+    ("only_file", "only_classical", "budget", "ok", "noise"),
+    [
+        (40, 0, ">= 0", True, False),  # far better than TF-IDF
+        (0, 0, ">= 0", True, True),
+        (0, 4, ">= 0", True, True),  # 0.0133 behind: these examples cannot say so
+        (0, 12, ">= 0", False, False),  # the whole interval lies below
+        (0, 12, ">= -0.02", True, True),
+        (3, 40, ">= -2 %", False, False),
+    ],
+)
+def test_a_gain_over_tf_idf_is_judged_by_its_paired_interval(
+    only_file: int, only_classical: int, budget: str, ok: bool, noise: bool
+) -> None:
+    """As the drop, with the file first."""
+    both = 250 - only_file - only_classical
+    file = [1.0] * (both + only_file) + [0.0] * (300 - both - only_file)
+    classical = [1.0] * both + [0.0] * only_file + [1.0] * only_classical + [0.0] * 50
+
+    def score(outcomes: list[float]) -> dict[str, Any]:
+        return {"metric": "label_accuracy", "interval": "wilson", "value": sum(outcomes) / 300, "n": 300,
+                "ci95": (0, 1), "outcomes": outcomes}  # fmt: skip
+
+    bench = {"metrics": {}, "accuracy": {"scores": [score(file)]}}
+    measured = collect(bench, {"forms": [{"form": "classical", "scores": [score(classical)]}]}, None)
+    assert set(measured) == {"label_accuracy", "label_accuracy_gain"}
+    gain = measured["label_accuracy_gain"]
+    assert gain.value == pytest.approx((only_file - only_classical) / 300)
+    assert gain.ci95 == pytest.approx(paired_interval(both, only_file, only_classical, 50), abs=1e-9)
+    verdict = judge({"label_accuracy_gain": budget}, measured)
+    assert (verdict.rows[0].ok, verdict.rows[0].within_noise) == (ok, noise)
+    assert verdict.rows[0].asks_for_accuracy
+
+
 def test_no_drop_between_different_examples() -> None:
     references = ["a", "b"]
     bench = {"metrics": {}, "accuracy": {"scores": scores(references, references)}}

@@ -27,6 +27,8 @@ BENCH_METRICS = ("json_schema_valid", "perplexity", "ece", "out_of_scope_recall"
 """Metrics that need more than two texts: a schema, probabilities, the answer that abstains."""
 ACCURACY_METRICS = (*(name for name in TASK_METRICS if name != "json_valid"), "out_of_scope_recall")
 """Shares of right answers; valid JSON can be wrong."""
+DROP, GAIN = "_drop", "_gain"
+"""Ends of the names of differences: what quantization cost a score, and what the file has over TF-IDF."""
 SHARE, NUMBER, BYTES, MS, SECONDS, RATE = "share", "number", "bytes", "ms", "s", "tokens/s"
 UNITS: dict[str, dict[str, float]] = {
     SHARE: {"": 1, "%": 0.01},
@@ -76,9 +78,12 @@ class Budget:
 
     @property
     def asks_for_accuracy(self) -> bool:
-        """Whether only a model with right answers can meet it: a lower limit above 0 on a share of them."""
-        lower = self.op in (">=", ">", "==") and (self.limit > 0 or self.factor > 0)
-        return lower and self.metric.rpartition("/")[2] in ACCURACY_METRICS
+        """Whether only a model with right answers can meet it: a lower limit above 0 on a share of them, or one on what
+        it has over TF-IDF."""
+        name = self.metric.rpartition("/")[2]
+        above = -1 if name.endswith(GAIN) else 0  # any gain is measured against right answers
+        lower = self.op in (">=", ">", "==") and (self.limit > above or self.factor > 0)
+        return lower and name.removesuffix(GAIN) in ACCURACY_METRICS
 
     def against(self, baseline: float) -> Self:
         """The same budget with the limit it has for this value of the baseline."""
@@ -88,7 +93,12 @@ class Budget:
 def known_gate_metrics() -> dict[str, str]:
     """{metric: its unit} of everything a budget can be set on."""
     tasks = dict.fromkeys((*TASK_METRICS, "json_schema_valid", "out_of_scope_recall"), SHARE)
-    return tasks | {f"{name}_drop": SHARE for name in tasks} | OTHER_METRICS
+    return tasks | {name + end: SHARE for name in tasks for end in (DROP, GAIN)} | OTHER_METRICS
+
+
+def score_of(metric: str) -> str:
+    """The score that a budget's metric is about: `exact_match` for `exact_match_drop` and `nano-Q8_0/exact_match`."""
+    return metric.rpartition("/")[2].removesuffix(DROP).removesuffix(GAIN)
 
 
 def split_budget(text: str) -> tuple[str, str]:
@@ -146,7 +156,7 @@ def _scaled(metric: str, text: str, unit: str, sign: str, number: str, suffix: s
 def _check_range(metric: str, text: str, unit: str, value: float) -> None:
     """Raise UsageError for a limit that no measurement can reach, or none can miss."""
     if unit == SHARE:
-        low = -1 if metric.endswith("_drop") else 0
+        low = -1 if metric.endswith((DROP, GAIN)) else 0
         if not low <= value <= 1:
             percent = f", or {value:g}%" if 1 < value <= 100 else ""
             meant = f"; did you mean {value / 100:g}{percent}?" if 1 < value <= 100 else ""

@@ -11,13 +11,12 @@ import numpy as np
 
 from edgeft.artifact import MANIFEST, read_artifact
 from edgeft.bench.baseline import Baseline
-from edgeft.bench.budgets import Budget, parse_budget
+from edgeft.bench.budgets import DROP, GAIN, Budget, parse_budget
 from edgeft.bench.paired import common_outcomes, pair
 from edgeft.bench.statistics import bootstrap_interval
 from edgeft.errors import ArtifactError, UsageError
 from edgeft.runs import runs_there_are
 
-DROP = "_drop"
 ROUNDING = 1e-12  # 0.95 - 0.94 is a little more than 0.01 in binary; a budget of 0.01 allows it
 
 
@@ -94,8 +93,9 @@ def judge(budgets: Mapping[str, str], measured: Mapping[str, Measured], baseline
     """Compare `measured` with the budgets {metric: text}, in the order of the budgets.
 
     The verdict is about the measured value itself; a note says when the limit lies inside its 95 % interval. Only a
-    drop (`exact_match_drop`), which is a difference of two models on the same examples, is judged by its interval:
-    it is too large when all of the interval is beyond the limit, and within noise when the limit lies inside.
+    drop or a gain (`exact_match_drop`), which is a difference of two models on the same examples, is judged by its
+    interval: it breaks the budget when all of the interval is beyond the limit, and is within noise when the limit lies
+    inside.
     What was not measured, has no samples or is not a number fails, and so does a budget against a baseline that has
     no value to compare with. Raises UsageError as `parse_budget` does and for such a budget without a baseline.
     """
@@ -108,9 +108,9 @@ def collect(
 ) -> dict[str, Measured]:
     """Everything measured, by metric, from bench.json, baseline.json and the parity stage's metrics.
 
-    `<metric>_drop` is the merged model's value in torch minus the file's value in its runtime, both on the
-    same examples; its interval is Newcombe's for paired shares (`paired.pair`), or a paired bootstrap where answers
-    can be half right.
+    `<metric>_drop` is the merged model's value in torch minus the file's value in its runtime, `<metric>_gain` the
+    file's value minus that of TF-IDF, both on the same examples; the interval is Newcombe's for paired shares
+    (`paired.pair`), or a paired bootstrap where answers can be half right.
     """
     accuracy = bench.get("accuracy") or {"scores": ()}
     scores = {score["metric"]: score for score in accuracy["scores"]}
@@ -118,15 +118,19 @@ def collect(
     measured = {name: Measured(float(value)) for name, value in bench["metrics"].items()}
     measured |= {name: Measured(s["value"], s["n"], tuple(s["ci95"]), n_asked) for name, s in scores.items()}
     measured |= {name: Measured(float(value)) for name, value in (parity or {}).items()}
-    for reference in _torch_scores(baseline):
-        score = scores.get(reference["metric"])
-        if score is None:
-            continue
-        if n_asked is not None and len(reference["outcomes"]) == n_asked:
-            if drop := _drop_of_some(reference, accuracy, score):
-                measured[f"{reference['metric']}_drop"] = drop
-        elif len(score["outcomes"]) == len(reference["outcomes"]):
-            measured[f"{reference['metric']}_drop"] = _drop(reference, score)
+    for form, end, sign in (("merged", DROP, 1), ("classical", GAIN, -1)):
+        for reference in _scores_of(form, baseline):
+            score = scores.get(reference["metric"])
+            if score is None:
+                continue
+            if n_asked is not None and len(reference["outcomes"]) == n_asked:
+                difference = _difference_of_some(reference, accuracy, score)
+            elif len(score["outcomes"]) == len(reference["outcomes"]):
+                difference = _difference(reference, score)
+            else:
+                continue
+            if difference is not None:
+                measured[reference["metric"] + end] = _times(difference, sign)
     return measured
 
 
@@ -265,9 +269,13 @@ def _unusable(measured: Measured | None) -> str:
 
 
 def _within_noise(budget: Budget, measured: Measured) -> bool:
-    """Whether a drop's interval has the limit inside: these examples cannot say on which side it is."""
-    upper = budget.metric.endswith(DROP) and budget.op in ("<", "<=")
-    return upper and measured.ci95 is not None and measured.ci95[0] <= budget.limit < measured.ci95[1]
+    """Whether a difference's interval has the limit inside: these examples cannot say on which side it is."""
+    if measured.ci95 is None:
+        return False
+    low, high = measured.ci95
+    if budget.metric.endswith(DROP) and budget.op in ("<", "<="):
+        return low <= budget.limit < high
+    return budget.metric.endswith(GAIN) and budget.op in (">", ">=") and low < budget.limit <= high
 
 
 def _noise(measured: Measured, limit: float, *, ok: bool, within_noise: bool) -> str:
@@ -285,22 +293,30 @@ def _incomplete(measured: Measured) -> str:
     return f"over {measured.n:,} of {measured.n_asked:,} examples: more did not fit the time"
 
 
-def _torch_scores(baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _scores_of(form: str, baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     forms = baseline["forms"] if baseline else []
-    return next((form["scores"] for form in forms if form["form"] == "merged"), [])
+    return next((each["scores"] for each in forms if each["form"] == form), [])
 
 
-def _drop(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
+def _times(difference: Measured, sign: int) -> Measured:
+    """`difference` as it is (1), or of the other from the one (-1)."""
+    if sign > 0:
+        return difference
+    ci95 = difference.ci95 and (-difference.ci95[1], -difference.ci95[0])
+    return replace(difference, value=-difference.value, ci95=ci95)
+
+
+def _difference(reference: Mapping[str, Any], score: Mapping[str, Any]) -> Measured:
     drop = reference["value"] - score["value"]
     if reference["interval"] != "wilson":  # not a mean of outcomes
         return Measured(drop, score["n"])
     return Measured(drop, *_paired_interval(score["metric"], reference["outcomes"], score["outcomes"]))
 
 
-def _drop_of_some(
+def _difference_of_some(
     reference: Mapping[str, Any], accuracy: Mapping[str, Any], score: Mapping[str, Any]
 ) -> Measured | None:
-    """The drop over the examples that were scored; None for a metric that is not a mean of outcomes."""
+    """The difference over the examples that were scored; None for a metric that is not a mean of outcomes."""
     if reference["interval"] != "wilson":
         return None
     theirs, ours = common_outcomes(({}, reference), (accuracy, score))
