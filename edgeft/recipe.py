@@ -19,6 +19,7 @@ from edgeft.sections.distill import Distill
 from edgeft.sections.recover import Recover
 
 BASELINE = "baseline"
+NANO_FOLDER = Path(__file__).parent / "assets" / "nano"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -212,7 +213,7 @@ class Recipe(Section):
     def base_folder(self) -> Path:
         """The folder of the base model. Raises ModelError when there is none."""
         if self.model.base == NANO:
-            return Path(__file__).parent / "assets" / "nano"
+            return NANO_FOLDER
         folder = self.resolve(self.model.base)
         if not folder.is_dir():
             raise ModelError(f"{self.where('model.base')}model.base: {folder} is not a folder; {self._base_advice()}")

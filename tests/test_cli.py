@@ -39,7 +39,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     ("words", "code", "out", "err"),
     [
         (["--version"], 0, f"edgeft, version {__version__}", ""),
-        (["--help"], 0, "Write a recipe and sample data", ""),
+        (["--help"], 0, "Write a recipe, for your examples or", ""),
         (["-h"], 0, "Judge measurements against budgets.", ""),
         (["recipe", "--help"], 0, "schema", ""),
         (["rnu"], 2, "", "No command 'rnu'. Did you mean run?"),

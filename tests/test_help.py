@@ -88,7 +88,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pack(read_run(run), folder / f"{name}.edgeft", Extras(), key=key)
         lines = (folder / "mytask" / "train.jsonl").read_text()
         (folder / "all.jsonl").write_text(lines * 4)
-        (folder / "questions.csv").write_text("question,answer\nwhere is it,card\nwhen,time\n")
+        (folder / "questions.csv").write_text(
+            "question,answer\n" + "".join(f"where is number {i},card\nwhen is number {i},time\n" for i in range(20))
+        )
         (folder / "page.txt").write_text("A page of text. " * 200)
     return folder
 

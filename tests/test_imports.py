@@ -18,7 +18,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library and our errors only, so ev
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "interrupts", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
-    "doctor", "torch_dtype", "runs", "status", "machine",
+    "doctor", "draft", "torch_dtype", "runs", "status", "machine",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"artifact", "children", "console", "conversation", "errors", "extras", "page", "recipe", "sections"},
         DATA,
     ),
+    "draft": ({"artifact", "checkpoint_files", "data", "errors", "runtime.encoder_folder"}, set()),
     "training": (
         {"artifact", "checkpoint_files", "console", "conversation", "data", "errors", "interrupts", "recipe",
          "sections", "training_memory"},

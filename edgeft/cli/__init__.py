@@ -23,7 +23,7 @@ PLACES = ("-o", "--out", "--output", "--html", "--junit", "--markdown", "--workd
 """Options that say where something is written; the one given on the line is named first, else the first there is."""
 # name -> (module under edgeft.cli, help). The help stands here so that `edgeft --help` imports no command.
 COMMANDS = {
-    "init": ("init", "Write a recipe and sample data to start from."),
+    "init": ("init", "Write a recipe, for your examples or with sample data."),
     "run": ("run", "Run a recipe: make all that is not up to date."),
     "runs": ("runs", "List the runs there are, or watch a running one."),
     "data": ("data", "Import, check, split, redact and prepare data."),

@@ -6,7 +6,7 @@ import click
 
 EXAMPLES = MappingProxyType(
     {
-        "init": ("edgeft init mytask --template classify", "edgeft init orders --template extract"),
+        "init": ("edgeft init mytask --template classify", "edgeft init orders --data questions.csv"),
         "run": (
             "edgeft run mytask/recipe.yaml --dry-run",
             "edgeft run mytask/recipe.yaml --set train.num_train_epochs=5",

@@ -1,11 +1,13 @@
 """`edgeft data split`: which example goes to which file, from its content alone.
 
 The place of an example follows from the hash of its group: adding or removing other examples moves few, and
-the order of the file does not matter. Examples that are near duplicates, and those with the same value of
-`group`, are one group. Within a stratum (a label) groups are dealt out so that the shares hold exactly.
+the order of the file does not matter. Examples that are near duplicates, that differ in punctuation alone, and those
+with the same value of `group`, are one group. Within a stratum (a label) groups are dealt out so that the shares hold
+exactly.
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -15,6 +17,7 @@ from edgeft.data.check.examine import Options, examine_rows
 from edgeft.data.formats import Example
 from edgeft.errors import UsageError
 
+WORD = re.compile(r"\w+")
 SPLITS = ("train", "validation", "test")
 
 
@@ -89,7 +92,11 @@ def _groups(examples: list[Example], group: str | None) -> list[int]:
 
     seen: dict[str, int] = {}
     for at, example in enumerate(examples):
-        keys = ["content " + conversation_key(example["messages"]), "prompt " + _prompt(example)]
+        asked = _prompt(example)
+        keys = ["content " + conversation_key(example["messages"]), "prompt " + asked]
+        words = WORD.findall(asked)
+        if len(words) > len(example["messages"]):  # more than the roles; one more mark hides a short text from MinHash
+            keys.append("words " + " ".join(words))
         if group and group in example:
             keys.append("group " + repr(example[group]))
         for key in keys:
