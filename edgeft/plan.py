@@ -55,7 +55,7 @@ DATA = Step(
 )  # fmt: skip
 TRAIN = Step(
     "train", ("data",), ("model", "train", "seed"), ("base",),
-    packages=(*TORCH, "peft", "bitsandbytes"), version=2, resumable=True, distributed=True,
+    packages=(*TORCH, "peft", "bitsandbytes"), version=3, resumable=True, distributed=True,
 )  # fmt: skip
 MERGE = Step(
     "merge", ("data", "train"), ("model", "data", "train", "merge", "seed"), ("base",),

@@ -152,6 +152,7 @@ def test_report_json_holds_no_raw_samples_and_is_json() -> None:
     assert report["training"] | {"seconds": 0} == {
         "steps": 30, "loss_first": pytest.approx(3.8), "loss_last": pytest.approx(1.1), "loss_steps_averaged": 3,
         "eval_loss_first": 1.25, "eval_loss_last": 1.25, "tokens": 3000, "seconds": 0,
+        "advice": "",
     }  # fmt: skip
 
 

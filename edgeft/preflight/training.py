@@ -76,12 +76,16 @@ def _chosen(recipe: Recipe, shape: Shape, tokens: Tokens | None) -> Recipe:
     guessed tokens."""
     if recipe.train.hyperparameters != "auto" or tokens is None:
         return recipe
+    given, of_each = tokens.train_examples, 1.0
+    if given and tokens.given:
+        of_each = tokens.train / tokens.given  # variants are examples too
     choice = choose_hyperparameters(
         recipe.train,
-        n_examples=int(tokens.train_examples or tokens.train / GUESSED_EXAMPLE_TOKENS),
-        n_tokens=int(tokens.given or tokens.train),
+        n_examples=int(given * of_each if given else tokens.train / GUESSED_EXAMPLE_TOKENS),
+        n_tokens=int((tokens.given or tokens.train) * of_each),
         longest=int(tokens.longest),
         hidden_size=shape.hidden_size,
+        n_validation=int(tokens.validation_examples),
     )
     return recipe.model_copy(update={"train": choice.section})
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from edgeft.bench.paired import pair_accuracies
 from edgeft.report.candidates import candidates
+from edgeft.report.course import training_advice
 from edgeft.report.series import curve, distribution
 from edgeft.report.warnings import warnings
 
@@ -66,6 +67,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens": _sum(rows, "tokens"),
         "seconds": _sum(rows, "seconds"),
         "curves": {name: curve(rows, name) for name in ("loss", "eval_loss")},
+        "advice": training_advice(evaluations),
     }
 
 

@@ -156,6 +156,8 @@ def _training(title: str, training: Mapping[str, Any], recipe: Mapping[str, Any]
         rows.append(("time", duration(training["seconds"])))
     steps = training["loss_steps_averaged"]
     notes = [f"Training loss: mean of the first and last {steps} steps"] if steps > 1 else []
+    if training.get("advice"):
+        notes.append(training["advice"][0].upper() + training["advice"][1:])
     return Table(title, ("", ""), rows, notes)
 
 

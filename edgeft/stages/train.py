@@ -232,12 +232,15 @@ def _chosen(section: Train, data: Artifact, base: Path, log: Log) -> Train:
     if section.hyperparameters != "auto":
         return section
     counts, config = data.metrics, json.loads((base / "config.json").read_bytes())
+    given = counts["train_examples"]
+    of_each = 1 + counts.get("train_variants", 0.0) / max(1.0, given)  # variants are examples too
     choice = choose_hyperparameters(
         section,
-        n_examples=int(counts["train_examples"]),
-        n_tokens=int(counts["train_tokens"]),
+        n_examples=int(given * of_each),
+        n_tokens=int(counts["train_tokens"] * of_each),
         longest=int(counts["train_longest"]),
         hidden_size=int(config.get("hidden_size") or config.get("n_embd") or config["dim"]),
+        n_validation=int(counts.get("validation_examples", 0)),
     )
     for sentence in choice.sentences:
         log.say(sentence)
