@@ -15,9 +15,10 @@ pytestmark = pytest.mark.skipif(not huge_pages._huge_page_bytes(), reason="no hu
 
 
 def taken(n_used: int) -> mmap.mmap:
-    """Memory of which the first bytes have been written."""
+    """Memory of which the first bytes have been written, page by page: malloc may keep a large copy, and it counts."""
     memory = mmap.mmap(-1, N_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory[:n_used] = bytes(range(256)) * (n_used // 256)
+    for start in range(0, n_used, mmap.PAGESIZE):
+        memory[start : start + mmap.PAGESIZE] = bytes(range(256)) * (mmap.PAGESIZE // 256)
     return memory
 
 
