@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -42,12 +44,22 @@ def shared() -> Path:
 class _NoHeavyLibraries(MetaPathFinder):
     """Ends a quick test that imports a heavy library: it would take seconds, and fail where there is none.
 
-    `pytest.importorskip` skips, as it does where the library is not installed.
+    Only importing fails. A look whether a library is installed (`importlib.util.find_spec`) is cheap and finds it.
     """
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        if fullname in HEAVY:
-            raise ModuleNotFoundError(f"a quick test imports {fullname}; mark it slow", name=fullname)
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in HEAVY else None
+        if spec is not None:
+            spec.loader = _Refusal()
+        return spec
+
+
+class _Refusal(Loader):
+    def create_module(self, spec: ModuleSpec) -> None:
+        raise ModuleNotFoundError(f"a quick test imports {spec.name}; mark it slow", name=spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Never comes: there is no module."""
 
 
 def _only_quick(config: pytest.Config) -> bool:
