@@ -62,7 +62,7 @@ def test_core_schema(text: str, value: object) -> None:
         ("a: !!int x", 1, "'x' is not a number"),
         ("a: \x07", 1, "not valid YAML"),
         ("a: 1\n---\nb: 2", 2, "not valid YAML"),
-        ("a: " + "[" * 5000, 1, "nested too deeply"),
+        pytest.param("a: " + "[" * 5000, 1, "nested too deeply", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_bad_yaml(text: str, line: int, what: str) -> None:

@@ -117,6 +117,7 @@ def check_page(folder: Path) -> str:
     return html_report(check(Job(paths), silent_log()), folder, "../report/report.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["report", "check"])
 def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool, name: str) -> None:
@@ -141,6 +142,7 @@ def test_the_page_in_a_browser(browser: str, tmp_path: Path, dark: bool, name: s
         assert frame["crossed"] == []
 
 
+@pytest.mark.slow
 def test_names_of_many_files_keep_clear_of_each_other(browser: str, tmp_path: Path) -> None:
     given = parts()
     names = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K", "onnx-int4", "a-long-name-of-a-file")
@@ -153,6 +155,7 @@ def test_names_of_many_files_keep_clear_of_each_other(browser: str, tmp_path: Pa
     assert narrow["content"] == narrow["visible"]
 
 
+@pytest.mark.slow
 def test_the_probe_sees_what_it_looks_for(browser: str, tmp_path: Path) -> None:
     page = to_html(build_report(parts())).replace("default-src 'none';", "default-src *;")
     page = page.replace(
@@ -165,6 +168,7 @@ def test_the_probe_sees_what_it_looks_for(browser: str, tmp_path: Path) -> None:
     assert "pale" in frames[0]["text"][1]
 
 
+@pytest.mark.slow
 def test_it_prints(browser: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(to_html(build_report(parts())), encoding="utf-8")
     words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -219,6 +219,7 @@ def test_a_watch_ends_as_the_run_ended(tmp_path: Path, show: Show, name: str, co
     assert "no run is running" in show("--watch")[2]
 
 
+@pytest.mark.slow
 def test_watching_a_run_from_another_process(tmp_path: Path) -> None:
     """A child makes three stages; the watch prints plain lines, as JSON, until it is done."""
     script = (

@@ -50,7 +50,8 @@ said = " ".join(re.findall(r"(\\w+) = [1-9]", llama_cpp.llama_print_system_info(
 
 
 @pytest.mark.parametrize(
-    ("module", "library", "says"), [("torch", "torch", TORCH_SAYS), ("llama_cpp", "llama.cpp", LLAMA_SAYS)]
+    ("module", "library", "says"),
+    [pytest.param("torch", "torch", TORCH_SAYS, marks=pytest.mark.slow), ("llama_cpp", "llama.cpp", LLAMA_SAYS)],
 )
 def test_libraries_that_run_say_what_their_kernels_are(module: str, library: str, says: str) -> None:
     """In a new process: nothing before, the library's own words after."""

@@ -155,7 +155,12 @@ DEATHS = [
     ("os.kill(os.getpid(), signal.SIGABRT)", RuntimeFault, "model.gguf: the runtime was killed by SIGABRT"),
     ("os.kill(os.getpid(), signal.SIGSEGV)", RuntimeFault, "killed by SIGSEGV"),
     ("print('ggml: assertion failed', file=sys.stderr); sys.exit(7)", RuntimeFault, "code 7\n  ggml: asser"),
-    ("time.sleep(600)", RuntimeFault, r"model.gguf: the runtime said nothing for 4 s; it hangs"),
+    pytest.param(
+        "time.sleep(600)",
+        RuntimeFault,
+        r"model.gguf: the runtime said nothing for 4 s; it hangs",
+        marks=pytest.mark.slow,
+    ),
     ("pass", RuntimeFault, "ended with exit code 0"),
     ('print(\'{"event": "error", "kind": "ModelError", "message": "bad magic"}\')', ModelError, "bad magic"),
     ("print('oops')", RuntimeFault, "'oops.*not JSON"),

@@ -47,6 +47,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checked, dict[int
     return result, {number: code for number, (code, _) in enumerate(lines, 1)}
 
 
+@pytest.mark.slow
 def test_every_planted_line_is_reported(planted: tuple[Checked, dict[int, str | None]]) -> None:
     result, codes = planted
     reported = {(f.line, f.code) for f in result.findings}
@@ -54,6 +55,7 @@ def test_every_planted_line_is_reported(planted: tuple[Checked, dict[int, str | 
     assert missing == []
 
 
+@pytest.mark.slow
 def test_no_error_and_no_warning_on_clean_lines(planted: tuple[Checked, dict[int, str | None]]) -> None:
     result, codes = planted
     clean = {line for line, code in codes.items() if code is None}
@@ -199,6 +201,7 @@ def test_defects_under_a_tokenizer(code: str, make: Any, tmp_path: Path) -> None
     assert {(f.code, f.line) for f in result.findings if f.code in codes} == {(code, 11 + i) for i in range(5)}
 
 
+@pytest.mark.slow
 def test_every_code_is_planted(planted: tuple[Checked, dict[int, str | None]]) -> None:
     others = {"W112", "E108", "E109", "E705", "W601", "E602", "E603", "W604", "E605", "E606"}
     assert set(planted_lines()) | set(FILE_CASES) | others == set(CODES)
@@ -231,6 +234,7 @@ def test_fix_drops_and_cleans_and_leaves_the_rest(tmp_path: Path) -> None:
     assert check(Job([fixed.path]), silent_log()).n_errors == 0
 
 
+@pytest.mark.slow
 def test_reports_are_plain_data_and_safe_html(planted: tuple[Checked, dict[int, str | None]]) -> None:
     result, _ = planted
     shown = json.loads(json.dumps(as_dict(result)))
@@ -283,6 +287,7 @@ VALUES = st.recursive(
 MESSAGES = st.lists(st.dictionaries(KEYS, VALUES, max_size=5) | VALUES, max_size=4)
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.lists(st.binary(max_size=60), max_size=3), st.dictionaries(KEYS, VALUES, max_size=5), MESSAGES)
 def test_no_line_makes_a_traceback(lines: list[bytes], some: dict[str, Any], messages: Any) -> None:

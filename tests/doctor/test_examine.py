@@ -183,6 +183,7 @@ def test_sockets_are_those_of_the_process(tmp_path: Path) -> None:
     assert open_sockets(tmp_path / "missing") == []
 
 
+@pytest.mark.slow
 def test_the_doctor_runs_here(repo_root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgeft", "doctor", "--json", "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300)

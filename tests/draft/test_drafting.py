@@ -88,6 +88,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_csv_of_labels_becomes_a_recipe(tmp_path: Path, run_edgeft: Run) -> None:
     rows = requests(180)
     data = write_csv(tmp_path / "requests.csv", rows)
@@ -115,6 +116,7 @@ def test_a_csv_of_labels_becomes_a_recipe(tmp_path: Path, run_edgeft: Run) -> No
     assert f"edgeft run {folder / 'recipe.yaml'}" in err
 
 
+@pytest.mark.slow
 def test_json_answers_get_json_metrics_and_swapped_values(tmp_path: Path, run_edgeft: Run) -> None:
     data = tmp_path / "calls.jsonl"
     rows = answered(*((asked, json.dumps({"about": kind, "word": asked.split()[3]})) for asked, kind in requests(60)))
@@ -129,6 +131,7 @@ def test_json_answers_get_json_metrics_and_swapped_values(tmp_path: Path, run_ed
     assert recipe.bench.n_ctx >= recipe.data.max_length
 
 
+@pytest.mark.slow
 def test_what_is_nearly_the_same_stays_on_one_side(tmp_path: Path, run_edgeft: Run) -> None:
     rows = [(asked + end, kind) for asked, kind in requests(60) for end in ("", "!", "?!")]
     data = write_csv(tmp_path / "requests.csv", rows)
@@ -148,7 +151,7 @@ def test_what_is_nearly_the_same_stays_on_one_side(tmp_path: Path, run_edgeft: R
         (requests(7), (), 1, "7 examples are too few"),
         (requests(60), ("--template", "classify"), 2, "not both"),
         (requests(60), ("--base", "nowhere"), 2, "no such folder"),
-        (requests(60), ("--group", "nothing"), 2, "no example has this field"),
+        pytest.param(requests(60), ("--group", "nothing"), 2, "no example has this field", marks=pytest.mark.slow),
         (requests(60), ("--map", "prompt"), 2, "NAME=COLUMN"),
     ],
 )
@@ -162,6 +165,7 @@ def test_what_cannot_be_drafted_says_why(
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.slow
 def test_other_column_names_are_mapped(tmp_path: Path, run_edgeft: Run) -> None:
     data = write_csv(tmp_path / "requests.csv", requests(60), ("utterance", "kind"))
     code, _, err = run_edgeft("init", str(tmp_path / "t"), "--data", str(data))

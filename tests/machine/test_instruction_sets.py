@@ -106,6 +106,7 @@ def test_the_switches_that_are_set_are_named(tmp_path: Path) -> None:
     assert effective_instruction_sets(path, environment) == AVX2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="asks torch on x86")
 @pytest.mark.parametrize("switch", ["", "avx2", "default"])
 def test_torch_sees_the_same(switch: str) -> None:

@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import json
 import threading
@@ -28,6 +30,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_no_library_flushes_small_numbers_to_zero() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout.splitlines()[-1])
