@@ -1,6 +1,6 @@
 # make demo   set up, then run the main job on the embedded model
 # make test   set up, then lint, types and tests
-# make quick  the tests that take seconds
+# make quick  the tests that take seconds, less than a minute in all on two free cores
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -52,7 +52,7 @@ test: lint
 	$(BIN)/pytest
 
 quick: setup
-	$(BIN)/pytest -m quick
+	$(BIN)/pytest -m quick -n logical --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
