@@ -6,6 +6,7 @@ The one door to the heavy modules: `edgeft.stages.<stage>` is imported by name, 
 import importlib
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -27,6 +28,7 @@ from edgeft.torch_dtype import settled
 StageFunction = Callable[[Recipe, dict[str, Artifact], Path, Log], dict[str, float]]
 
 FAILURE = "failure.txt"
+SLOW_IMPORTS = ("torch", "transformers")  # seconds each, the first time
 FULL_DISK_BYTES = 1 << 20
 POLL_S = 0.2
 
@@ -196,6 +198,8 @@ def _call(
     """Run the stage's function; what it raises becomes something a person can act on."""
     try:
         with extra_needed(planned.step.extra):
+            if stages is None and (slow := _slow_imports(planned)):
+                log.say(f"{planned.stage}: loading {', '.join(slow)}")
             function = _import_stage(planned) if stages is None else stages[planned.stage]
             return function(recipe, inputs, out, log)
     except GateFailed as error:
@@ -215,6 +219,11 @@ def _interrupted(error: KeyboardInterrupt, stage: str, done: list[str]) -> Inter
     number, kept = (error.number, error.kept) if isinstance(error, Interrupted) else (signal.SIGINT, ())
     stages = f"stages {', '.join(done)}" if len(done) > 1 else f"stage {done[0]}" if done else "no stage was done yet"
     return Interrupted(number, (stages, *(kept or (f"{stage}: begins again",))))
+
+
+def _slow_imports(planned: Planned) -> list[str]:
+    """What the stage needs, takes seconds to import, and is not there yet."""
+    return [name for name in SLOW_IMPORTS if name in planned.step.packages and name not in sys.modules]
 
 
 def _import_stage(planned: Planned) -> StageFunction:

@@ -18,7 +18,7 @@ GROUND_FLOOR = {"machine"}  # of the standard library and our errors only, so ev
 LIGHT_CLI = {
     "errors", "extras", "quiet", "console", "interrupts", "artifact", "store", "recipe", "sections", "recipe_reader",
     "plan", "pipeline", "preflight", "bench", "report", "parity", "export", "data", "runtime", "quant", "bundle",
-    "doctor", "draft", "torch_dtype", "runs", "status", "machine",
+    "doctor", "draft", "quick", "torch_dtype", "runs", "status", "machine",
 }  # fmt: skip
 TORCH = {"numpy", "torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes"}
 DATA = {
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "sections": (set(), {"pydantic"}),
     "recipe": ({"errors", "bench.budgets", "sections"}, {"pydantic"}),
     "recipe_reader": ({"errors", "recipe", "yaml12"}, {"pydantic", "pydantic_core"}),
+    "quick": ({"bench.budgets", "recipe"}, set()),
     "plan": ({"errors", "recipe", "store"}, set()),
     "pipeline": (
         {"artifact", "console", "errors", "extras", "interrupts", "plan", "quiet", "recipe", "status", "store",

@@ -24,6 +24,7 @@ def command(name: str, text: str) -> click.Command:
     @click.command(name, help=text)
     @click.argument("recipe", type=click.Path(path_type=Path))
     @click.option("--dry-run", is_flag=True, help="Show what would be made, and its cost.")
+    @click.option("--quick", "in_short", is_flag=True, help="Little of each: does the road end in a working file?")
     @click.option("--until", metavar="STAGE", help="Stop after this stage.")
     @click.option("--force", metavar="STAGE", multiple=True, help="Make this stage and what follows again.")
     @set_option
@@ -44,6 +45,7 @@ def run_recipe(
     until: str | None = None,
     force: tuple[str, ...] = (),
     overrides: tuple[str, ...] = (),
+    in_short: bool = False,
     workdir: Path,
     as_json: bool = False,
 ) -> None:
@@ -53,12 +55,14 @@ def run_recipe(
     from edgeft.preflight.answers import foresee_cut_answers
     from edgeft.preflight.ready import check_ready
     from edgeft.preflight.slow_type import warn_of_slow_type
+    from edgeft.quick import SENTENCE
     from edgeft.quiet import quiet_libraries
     from edgeft.status import STATUS, RunStatus
     from edgeft.store import Store
 
-    recipe = load_recipe(path, overrides)
-    log = terminal_log()
+    recipe, log = _wanted(path, overrides, in_short), terminal_log()
+    if in_short:
+        log.say(SENTENCE)
     quiet_libraries()
     if os.environ.get("RANK", "0") != "0":  # torchrun's word for the workers beside the first
         assist(recipe, Store(workdir), until=until, force=force)
@@ -73,7 +77,7 @@ def run_recipe(
             if artifact.stage == "data":
                 foresee_cut_answers(recipe, artifact, log.say)
 
-    source = {"recipe_file": str(path.absolute()), "overrides": list(overrides)}
+    source = {"recipe_file": str(path.absolute()), "overrides": list(overrides), "quick": in_short}
     status = Following(workdir / recipe.name / STATUS, recipe.name, source)
     with status.recorded():
         result = run(recipe, store, status.log(log), until=until, force=force, watch=status)
@@ -93,6 +97,7 @@ def show_dry_run(
     until: str | None,
     force: tuple[str, ...],
     overrides: tuple[str, ...],
+    in_short: bool,
     workdir: Path,
     as_json: bool,
 ) -> None:
@@ -105,7 +110,7 @@ def show_dry_run(
     from edgeft.store import Store
     from edgeft.torch_dtype import settled
 
-    given, log = load_recipe(path, overrides), terminal_log()
+    given, log = _wanted(path, overrides, in_short), terminal_log()
     recipe, compute_type = settled(given, log)
     states = inspect(recipe, Store(workdir), until, force)
     for state in states:
@@ -121,6 +126,13 @@ def show_dry_run(
     click.echo(_totals(list(estimates.values())))
     if compute_type is not None:
         click.echo(f"torch_dtype: auto is {compute_type}")
+
+
+def _wanted(path: Path, overrides: tuple[str, ...], in_short: bool) -> "Recipe":
+    from edgeft.quick import quick
+
+    recipe = load_recipe(path, overrides)
+    return quick(recipe) if in_short else recipe
 
 
 def _state_row(state: "State", cost: "Estimate | None") -> tuple[str, ...]:

@@ -179,6 +179,8 @@ def _parity(job: _Job) -> Estimate:
 def _baseline(job: _Job) -> Estimate:
     section, shape = job.recipe.bench, job.shape
     ram = PROCESS_BYTES + 2 * 4 * shape.n_params + 200e6
+    if not section.baselines:
+        return Estimate(1e3, PROCESS_BYTES, 0.0)
     if job.tokens is None:
         return Estimate(1e6, ram, None)
     tested = min(section.limit or math.inf, job.tokens.test_examples)

@@ -90,6 +90,8 @@ class Bench(Section):
     over; null: all of both, so that the verdict does not depend on how fast the machine is."""
     latency: Latency = Latency()
     """How speed is measured."""
+    baselines: bool = True
+    """Whether the torch model, the base model and TF-IDF answer the test set as well; drops and gains need it."""
     few_shot: int = Field(3, ge=0)
     """Training examples shown to the base model in the few-shot baseline; 0 leaves it out."""
     baseline_limit: int = Field(100, ge=1)

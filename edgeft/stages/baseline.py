@@ -33,9 +33,13 @@ def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dic
 
     Reads train.jsonl, test.jsonl and the tokenizer of `data` and the model of `merge`; the base model comes
     from the recipe. `merged` and `classical` answer the examples the file will, the base model at most
-    `bench.baseline_limit` of them. Raises ModelError when a model cannot be loaded.
+    `bench.baseline_limit` of them. Where `bench.baselines` is off there are no forms. Raises ModelError when a model
+    cannot be loaded.
     """
     section = recipe.bench
+    if not section.baselines:
+        write_json(out / "baseline.json", {"metrics": section.metrics, "forms": []})
+        return {}
     test = take(read_examples(inputs["data"].file("test.jsonl")), section.limit, recipe.seed)
     few = take(test, section.baseline_limit, recipe.seed)
     train = read_examples(inputs["data"].file("train.jsonl"))

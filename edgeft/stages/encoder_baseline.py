@@ -25,6 +25,9 @@ from edgeft.stages.bench import scoring_keys
 def run(recipe: Recipe, inputs: dict[str, Artifact], out: Path, log: Log) -> dict[str, float]:
     """Write baseline.json and predictions-FORM.jsonl: the final model in torch, and TF-IDF."""
     data, section = inputs["data"], recipe.bench
+    if not section.baselines:
+        write_json(out / "baseline.json", {"metrics": section.metrics, "forms": []})
+        return {}
     test = take(read_examples(data.file("test.jsonl")), section.limit, recipe.seed)
     labels = json.loads(data.file("labels.json").read_bytes())
     log.say(f"baseline: {len(test)} texts in torch")
